@@ -1,0 +1,232 @@
+"""The YAML that a user writes, as types: one class a section, one field a key.
+
+Values that a lens does not offer yet are part of the vocabulary, so that they are refused by name
+(see ``availability``) and never ignored.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from mem_gpt_cli.recipe.quantities import parse_bytes
+
+Bytes = Annotated[int, BeforeValidator(parse_bytes), Field(gt=0)]
+Positive = Annotated[int, Field(gt=0)]
+DType = Literal["fp32", "fp16", "bf16"]
+
+
+class Section(BaseModel):
+    """A part of a recipe: frozen, and closed to keys that it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Model(Section):
+    """Which model: a catalogue name, a config.json, a folder, a GGUF or safetensors file's folder, or a hub id."""
+
+    name: str = Field("memgpt-tiny", description="Catalogue name, path or hub id; see `memgpt models`.")
+    dtype: DType = Field("fp32", description="Width that the weights are held in.")
+    weights: Literal["auto", "random"] = Field(
+        "auto", description="auto: the real weights where they are local, else random ones; memory is the same."
+    )
+    dropout: Annotated[float, Field(ge=0, lt=1)] | None = Field(
+        None, description="Replaces every dropout probability of the config; null keeps them."
+    )
+    experts: Literal["auto", "eager", "grouped", "batched"] = Field(
+        "auto", description="How a mixture of experts is computed; auto is what transformers picks."
+    )
+    config: dict[str, Any] = Field(
+        default_factory=dict, description="Config keys to replace, e.g. {n_layer: 4}: a scaled-down shape."
+    )
+
+
+class Workload(Section):
+    """How much work: the sizes that memory grows with."""
+
+    batch: Positive = Field(1, description="Sequences at once.")
+    seq: Positive | None = Field(
+        None, description="Training length in tokens; in inference the total of prompt and new tokens."
+    )
+    prompt_tokens: Positive | None = Field(None, description="Prompt length in tokens (inference).")
+    new_tokens: Positive | None = Field(None, description="Tokens to generate (inference).")
+    steps: Positive = Field(2, description="Training steps; the true peak comes in the second.")
+    autocast: Literal["none", "bf16", "fp16"] = Field("none", description="Mixed precision by torch.autocast.")
+    logits: Literal["last", "all"] = Field(
+        "last", description="Positions of the prompt whose logits a prefill computes; generation needs the last."
+    )
+    hold_outputs: bool = Field(
+        False, description="Keep the model's outputs (logits) alive through backward and step, as many loops do."
+    )
+    seed: int = Field(0, description="Seed of random weights, data and dropout.")
+
+
+class Quantization(Section):
+    """Width of the stored weights."""
+
+    scheme: Literal["none", "int8", "int4", "nf4", "fp4"] = Field("none", description="Weight quantization.")
+
+
+class Attention(Section):
+    """Which attention code runs."""
+
+    backend: Literal["sdpa", "eager", "flash", "lsh"] = Field("sdpa", description="Attention implementation.")
+
+
+class KVCache(Section):
+    """What is kept of the keys and values of earlier tokens."""
+
+    kind: Literal["none", "dynamic", "static", "quantized", "offloaded", "sliding", "paged"] = Field(
+        "dynamic", description="none recomputes the whole sequence for each new token."
+    )
+
+
+class Checkpointing(Section):
+    """Which activations are recomputed in backward instead of kept."""
+
+    policy: Literal["none", "full", "every_n", "selective", "offload"] = Field(
+        "none", description="full keeps the input of each layer alone."
+    )
+
+
+class Adapters(Section):
+    """Small trainable matrices beside frozen weights."""
+
+    kind: Literal["none", "lora", "qlora"] = Field("none", description="Adapter method.")
+
+
+class Optimizer(Section):
+    """The optimizer of a training step."""
+
+    name: Literal[
+        "adamw", "adamw_8bit", "paged_adamw_8bit", "lion_8bit", "adafactor", "sgd", "galore"
+    ] = Field("adamw", description="Update rule.")
+    implementation: Literal["auto", "loop", "foreach", "fused"] = Field(
+        "auto", description="auto is torch's own choice: a loop on CPU, foreach on CUDA."
+    )
+    lr: Annotated[float, Field(gt=0)] = Field(1e-4, description="Learning rate.")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(0.01, description="Decoupled weight decay.")
+
+
+class Loss(Section):
+    """How the loss is computed from the logits."""
+
+    kind: Literal["full", "chunked", "fused"] = Field("full", description="full holds all logits at once.")
+
+
+class Device(Section):
+    """Where it runs; the short form ``device: cpu`` is allowed."""
+
+    name: str = Field("cpu", description="cpu, cuda, cuda:N or the name of a GPU.")
+    threads: Positive | None = Field(
+        None, description="Intra-op threads on CPU (kernels' inner buffers depend on them); null: torch's own."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_form(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+    @property
+    def type(self) -> Literal["cpu", "cuda"]:
+        """The kind of device that ``name`` stands for."""
+        return "cpu" if self.name == "cpu" else "cuda"
+
+
+class Budget(Section):
+    """The memory that there is."""
+
+    memory: Bytes | None = Field(None, description="Bytes, or a text such as 24GiB or 80GB.")
+
+
+class Sweep(Section):
+    """Many recipes from one: the product of the axes, less what ``exclude`` names."""
+
+    axes: dict[str, list[Any]] = Field(
+        default_factory=dict, description="Dotted key to the values it takes, e.g. {workload.seq: [128, 256]}."
+    )
+    cells: list[dict[str, Any]] = Field(
+        default_factory=list, description="Further cells, each a mapping of dotted keys; crossed with the axes."
+    )
+    exclude: list[dict[str, Any]] = Field(
+        default_factory=list, description="Cells to leave out: each entry matches where all its keys do."
+    )
+    baseline: dict[str, Any] = Field(
+        default_factory=dict, description="Axis values of the cell that relative columns compare with."
+    )
+
+
+class Recipe(Section):
+    """What to run and with which options."""
+
+    description: str = Field("", description="One line for `memgpt recipes list`.")
+    model: Model = Field(default_factory=Model)
+    task: Literal["inference", "training"] = Field("inference", description="What the workload does.")
+    workload: Workload = Field(default_factory=Workload)
+    quantization: Quantization = Field(default_factory=Quantization)
+    attention: Attention = Field(default_factory=Attention)
+    kv_cache: KVCache = Field(default_factory=KVCache)
+    checkpointing: Checkpointing = Field(default_factory=Checkpointing)
+    adapters: Adapters = Field(default_factory=Adapters)
+    optimizer: Optimizer = Field(default_factory=Optimizer)
+    loss: Loss = Field(default_factory=Loss)
+    device: Device = Field(default_factory=Device)
+    budget: Budget = Field(default_factory=Budget)
+    sweep: Sweep | None = None
+
+    @model_validator(mode="after")
+    def _lengths_agree(self) -> Recipe:
+        self.lengths  # noqa: B018  (raises where the three lengths contradict each other)
+        return self
+
+    @property
+    def lengths(self) -> Lengths:
+        """Prompt and new tokens (inference) or the training length, defaults filled in.
+
+        Raises:
+            ValueError: where ``seq`` is not the sum of ``prompt_tokens`` and ``new_tokens``.
+        """
+        return Lengths.of(self.task, self.workload)
+
+
+DEFAULT_SEQ = 512
+DEFAULT_NEW_TOKENS = 32
+
+
+class Lengths(Section):
+    """``seq`` tokens in all, of which ``prompt`` are given and ``new`` are generated (0 in training)."""
+
+    seq: int
+    prompt: int
+    new: int
+
+    @classmethod
+    def of(cls, task: str, workload: Workload) -> Lengths:
+        """Fill in the lengths that a workload leaves open.
+
+        Raises:
+            ValueError: where the given lengths contradict each other.
+        """
+        seq, prompt, new = workload.seq, workload.prompt_tokens, workload.new_tokens
+        if task == "training":
+            if prompt or new:
+                raise ValueError(
+                    "workload.prompt_tokens and workload.new_tokens belong to inference: "
+                    "give workload.seq for training"
+                )
+            return cls(seq=seq or DEFAULT_SEQ, prompt=seq or DEFAULT_SEQ, new=0)
+        if seq is None:
+            prompt, new = prompt or DEFAULT_SEQ - DEFAULT_NEW_TOKENS, new or DEFAULT_NEW_TOKENS
+            return cls(seq=prompt + new, prompt=prompt, new=new)
+        if prompt is None:
+            new = new or min(DEFAULT_NEW_TOKENS, max(1, seq // 2))
+            prompt = seq - new
+        elif new is None:
+            new = seq - prompt
+        if prompt < 1 or new < 1 or prompt + new != seq:
+            raise ValueError(
+                f"workload.seq ({seq}) is the total of prompt and new tokens, "
+                f"but they are {prompt} and {new}: leave one of the three out"
+            )
+        return cls(seq=seq, prompt=prompt, new=new)

@@ -1,0 +1,25 @@
+"""The one result type and its renderings: table, JSON, CSV, plot, page."""
+
+from mem_gpt_cli.report.model import (
+    COMPONENTS,
+    PHASES,
+    SCHEMA_VERSION,
+    DeviceSummary,
+    MemoryReport,
+    ModelSummary,
+    Phase,
+    Speed,
+    components,
+)
+
+__all__ = [
+    "COMPONENTS",
+    "PHASES",
+    "SCHEMA_VERSION",
+    "DeviceSummary",
+    "MemoryReport",
+    "ModelSummary",
+    "Phase",
+    "Speed",
+    "components",
+]
