@@ -1,0 +1,248 @@
+"""Reports as tables for a terminal; each fits 80 columns and grows no wider than what it holds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from rich import box
+from rich.bar import Bar
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from mem_gpt_cli.report.model import COMPONENTS, MemoryReport, Phase
+from mem_gpt_cli.report.sizes import render_bytes, render_share
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+COLORS: Mapping[str, str] = {
+    "weights": "blue",
+    "kv_cache": "cyan",
+    "activations": "magenta",
+    "logits": "yellow",
+    "gradients": "red",
+    "optimizer_state": "green",
+    "adapters": "bright_blue",
+    "workspace": "bright_black",
+}
+BAR_WIDTH = 9
+HEADINGS = {"estimate": "predicted (formula)", "trace": "predicted (trace)", "profile": "measured"}
+
+
+def title(report: MemoryReport) -> Text:
+    """One line that says what the report speaks of: model, task, sizes, device."""
+    workload, model = report.recipe.get("workload", {}), report.model
+    text = Text(model.name, style="bold")
+    text.append(f" {_millions(model.parameters)} parameters", style="dim")
+    facts = [
+        report.task,
+        f"batch {workload.get('batch', 1)}",
+        _lengths(report),
+        _precision(report),
+        report.device.name,
+    ]
+    text.append("  " + " · ".join(fact for fact in facts if fact), style="not bold")
+    return text
+
+
+def summary(report: MemoryReport) -> RenderableType:
+    """One report: components by phase, each one's share of the peak, the ladder above it, the cause."""
+    peak = report.peak
+    table = _table()
+    table.add_column(HEADINGS[report.lens], no_wrap=True)
+    for phase in report.phases:
+        at_peak = phase is peak
+        heading = _words(phase.name)
+        table.add_column(
+            Text(f"{heading}\n▲ peak" if at_peak else heading, style="bold" if at_peak else "not bold"),
+            justify="right",
+            no_wrap=True,
+            style="bold" if at_peak else "",
+        )
+    table.add_column("share of peak", justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True, width=BAR_WIDTH)
+    for name in _present(report.phases):
+        table.add_row(
+            _label(name),
+            *(_cell(phase.components.get(name, 0)) for phase in report.phases),
+            render_share(peak.components.get(name, 0), peak.peak_allocated_bytes),
+            _bar(peak.components.get(name, 0), peak.peak_allocated_bytes, COLORS[name]),
+        )
+    table.add_section()
+    table.add_row(
+        "allocated", *(render_bytes(phase.peak_allocated_bytes) for phase in report.phases), style="bold"
+    )
+    _add_bounds(table, report)
+    _add_measured_rows(table, report)
+    parts: list[RenderableType] = [title(report), table]
+    if report.cause:
+        parts.append(Text(_sentence(report.cause)))
+    ladder = _ladder(report)
+    if ladder:
+        parts.append(ladder)
+    return Group(*parts)
+
+
+def comparison(reports: Mapping[str, MemoryReport | None]) -> RenderableType:
+    """Reports of one recipe side by side, by lens: each phase's total and the components under it.
+
+    The difference is that of the last two columns that have an answer, the later minus the earlier;
+    without a report, a column's cells are empty.
+    """
+    known = [report for report in reports.values() if report is not None]
+    table = _table()
+    table.add_column("", no_wrap=True)
+    for lens in reports:
+        table.add_column(_two_lines(HEADINGS[lens]), justify="right", no_wrap=True)
+    table.add_column(_difference_heading(reports), justify="right", no_wrap=True)
+    peaks = {report.peak.name for report in known}
+    for phase in _phase_names(known):
+        phases = [report.phase(phase) if report else None for report in reports.values()]
+        mark = " ▲" if phase in peaks else ""
+        totals = [found.peak_allocated_bytes if found else None for found in phases]
+        table.add_row(f"{_words(phase)}{mark}", *map(render_bytes, totals), _difference(totals), style="bold")
+        for name in _present([found for found in phases if found]):
+            parts = [found.components.get(name, 0) if found else None for found in phases]
+            table.add_row(Text("  ").append(_label(name)), *map(_cell, parts), _difference(parts))
+        table.add_section()
+    _add_ladder_rows(table, reports)
+    legend = Text("▲ the phase of the peak", style="dim")
+    return Group(title(known[-1]), table, legend) if known else table
+
+
+def precisions(reports: Mapping[str, MemoryReport]) -> RenderableType:
+    """The components at the peak by the width that the weights are held in."""
+    table = _table()
+    table.add_column("peak, by weights held in", no_wrap=True)
+    for column in reports:
+        table.add_column(column, justify="right", no_wrap=True)
+    for name in _present([report.peak for report in reports.values()]):
+        table.add_row(
+            _label(name), *(_cell(report.peak.components.get(name, 0)) for report in reports.values())
+        )
+    table.add_section()
+    table.add_row("allocated", *(render_bytes(r.allocated_bytes) for r in reports.values()), style="bold")
+    table.add_row("in phase", *(_words(r.peak.name) for r in reports.values()), style="dim")
+    return table
+
+
+def _table() -> Table:
+    return Table(box=box.SIMPLE_HEAD, header_style="", pad_edge=False, show_edge=False, padding=(0, 1))
+
+
+def _present(phases: Sequence[Phase]) -> list[str]:
+    """The components that hold a byte in any of the phases."""
+    return [name for name in COMPONENTS if any(phase.components.get(name, 0) for phase in phases)]
+
+
+def _phase_names(reports: Sequence[MemoryReport]) -> list[str]:
+    return list(dict.fromkeys(phase.name for report in reports for phase in report.phases))
+
+
+def _cell(count: int | None) -> Text:
+    return Text("·", style="dim") if count == 0 else Text(render_bytes(count))
+
+
+def _label(name: str) -> Text:
+    return Text(_words(name), style=COLORS[name])
+
+
+def _bar(part: int, whole: int, color: str) -> RenderableType:
+    return Bar(size=whole or 1, begin=0, end=part, width=BAR_WIDTH, color=color)
+
+
+def _difference(counts: Sequence[int | None]) -> Text:
+    known = [count for count in counts if count is not None]
+    if len(known) < 2:
+        return Text("")
+    before, after = known[-2:]
+    if after == before:
+        return Text("0 B", style="dim")
+    percent = f"{100 * (after - before) / before:+.2f}%" if before else "new"
+    return Text(f"{render_bytes(after - before, signed=True)} ({percent})")
+
+
+def _difference_heading(reports: Mapping[str, MemoryReport | None]) -> str:
+    short = {"estimate": "formula", "trace": "trace", "profile": "measured"}
+    known = [short[lens] for lens, report in reports.items() if report is not None]
+    return f"difference\n({known[-1]} - {known[-2]})" if len(known) > 1 else "difference"
+
+
+def _add_bounds(table: Table, report: MemoryReport) -> None:
+    for attribute, label in (("lower_bytes", "at least"), ("upper_bytes", "at most")):
+        bounds = [getattr(phase, attribute) for phase in report.phases]
+        if any(bound is not None for bound in bounds):
+            table.add_row(label, *map(render_bytes, bounds), style="dim")
+
+
+def _add_measured_rows(table: Table, report: MemoryReport) -> None:
+    processes = [phase.process_bytes for phase in report.phases]
+    if any(count is not None for count in processes):
+        table.add_row("process", *map(render_bytes, processes), style="dim")
+    durations = [phase.duration_s for phase in report.phases]
+    if any(duration is not None for duration in durations):
+        table.add_row("duration", *(_seconds(duration) for duration in durations), style="dim")
+
+
+def _ladder(report: MemoryReport) -> Text | None:
+    """Why the driver's tool shows more: allocated, reserved, process and device bytes in a row."""
+    steps = [
+        ("reserved", report.reserved_bytes),
+        ("process", report.process_bytes),
+        ("device", report.device_bytes),
+    ]
+    known = [f"{name} {render_bytes(count)}" for name, count in steps if count is not None]
+    if not known:
+        return None
+    return Text(" → ".join([f"allocated {render_bytes(report.allocated_bytes)}", *known]), style="dim")
+
+
+def _add_ladder_rows(table: Table, reports: Mapping[str, MemoryReport | None]) -> None:
+    for attribute in ("reserved_bytes", "process_bytes", "device_bytes"):
+        counts = [getattr(report, attribute) if report else None for report in reports.values()]
+        if any(count is not None for count in counts):
+            table.add_row(attribute.removesuffix("_bytes"), *map(render_bytes, counts), _difference(counts))
+
+
+def _lengths(report: MemoryReport) -> str:
+    workload = report.recipe.get("workload", {})
+    prompt, new, seq = (workload.get(key) for key in ("prompt_tokens", "new_tokens", "seq"))
+    if report.task == "inference" and prompt and new:
+        return f"{prompt:,} + {new:,} tokens"
+    return f"{seq:,} tokens" if seq else ""
+
+
+def _precision(report: MemoryReport) -> str:
+    scheme = report.recipe.get("quantization", {}).get("scheme", "none")
+    autocast = report.recipe.get("workload", {}).get("autocast", "none")
+    dtype = report.recipe.get("model", {}).get("dtype", "")
+    held = scheme if scheme != "none" else dtype
+    return f"{held} (autocast {autocast})" if autocast != "none" else str(held)
+
+
+def _millions(parameters: int) -> str:
+    for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K")):
+        if parameters >= size:
+            return f"{parameters / size:.3g}{unit}"
+    return str(parameters)
+
+
+def _seconds(duration: float | None) -> str:
+    if duration is None:
+        return ""
+    return f"{duration * 1e3:.0f} ms" if duration < 1 else f"{duration:.1f} s"
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ").replace("kv ", "KV ")
+
+
+def _two_lines(heading: str) -> str:
+    return heading.replace(" (", "\n(")
+
+
+def _sentence(cause: str) -> str:
+    text = cause[:1].upper() + cause[1:]
+    return text if text.endswith((".", "!", "?")) else text + "."
