@@ -31,5 +31,7 @@ def parse_bytes(value: Any) -> int:
     match = _SIZE.fullmatch(value) if isinstance(value, str) else None
     unit = match[2].lower() if match else ""
     if match is None or unit not in _UNITS:
-        raise ValueError(f"{value!r} is not a size: write bytes, or a number with GiB, MiB, GB or MB, e.g. 24GiB")
+        raise ValueError(
+            f"{value!r} is not a size: write bytes, or a number with GiB, MiB, GB or MB, e.g. 24GiB"
+        )
     return round(float(match[1]) * _UNITS[unit])

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, model_validator
 
+from mem_gpt_cli.recipe.document import KeyPath, Node
 from mem_gpt_cli.recipe.quantities import parse_bytes
 
 Bytes = Annotated[int, BeforeValidator(parse_bytes), Field(gt=0)]
@@ -18,9 +19,9 @@ DType = Literal["fp32", "fp16", "bf16"]
 
 
 class Section(BaseModel):
-    """A part of a recipe: frozen, and closed to keys that it does not know."""
+    """A part of a recipe: frozen, closed to keys that it does not know, and strict: the text "4" is no number."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class Model(Section):
@@ -29,7 +30,8 @@ class Model(Section):
     name: str = Field("memgpt-tiny", description="Catalogue name, path or hub id; see `memgpt models`.")
     dtype: DType = Field("fp32", description="Width that the weights are held in.")
     weights: Literal["auto", "random"] = Field(
-        "auto", description="auto: the real weights where they are local, else random ones; memory is the same."
+        "auto",
+        description="auto: the real weights where they are local, else random ones; memory is the same.",
     )
     dropout: Annotated[float, Field(ge=0, lt=1)] | None = Field(
         None, description="Replaces every dropout probability of the config; null keeps them."
@@ -52,12 +54,16 @@ class Workload(Section):
     prompt_tokens: Positive | None = Field(None, description="Prompt length in tokens (inference).")
     new_tokens: Positive | None = Field(None, description="Tokens to generate (inference).")
     steps: Positive = Field(2, description="Training steps; the true peak comes in the second.")
-    autocast: Literal["none", "bf16", "fp16"] = Field("none", description="Mixed precision by torch.autocast.")
+    autocast: Literal["none", "bf16", "fp16"] = Field(
+        "none", description="Mixed precision by torch.autocast."
+    )
     logits: Literal["last", "all"] = Field(
-        "last", description="Positions of the prompt whose logits a prefill computes; generation needs the last."
+        "last",
+        description="Positions of the prompt whose logits a prefill computes; generation needs the last.",
     )
     hold_outputs: bool = Field(
-        False, description="Keep the model's outputs (logits) alive through backward and step, as many loops do."
+        False,
+        description="Keep the model's outputs (logits) alive through backward and step, as many loops do.",
     )
     seed: int = Field(0, description="Seed of random weights, data and dropout.")
 
@@ -99,9 +105,9 @@ class Adapters(Section):
 class Optimizer(Section):
     """The optimizer of a training step."""
 
-    name: Literal[
-        "adamw", "adamw_8bit", "paged_adamw_8bit", "lion_8bit", "adafactor", "sgd", "galore"
-    ] = Field("adamw", description="Update rule.")
+    name: Literal["adamw", "adamw_8bit", "paged_adamw_8bit", "lion_8bit", "adafactor", "sgd", "galore"] = (
+        Field("adamw", description="Update rule.")
+    )
     implementation: Literal["auto", "loop", "foreach", "fused"] = Field(
         "auto", description="auto is torch's own choice: a loop on CPU, foreach on CUDA."
     )
@@ -120,7 +126,8 @@ class Device(Section):
 
     name: str = Field("cpu", description="cpu, cuda, cuda:N or the name of a GPU.")
     threads: Positive | None = Field(
-        None, description="Intra-op threads on CPU (kernels' inner buffers depend on them); null: torch's own."
+        None,
+        description="Intra-op threads on CPU (kernels' inner buffers depend on them); null: torch's own.",
     )
 
     @model_validator(mode="before")
@@ -141,19 +148,29 @@ class Budget(Section):
 
 
 class Sweep(Section):
-    """Many recipes from one: the product of the axes, less what ``exclude`` names."""
+    """Many recipes from one: every entry of ``cells`` crossed with the product of ``axes``, less ``exclude``.
+
+    The order is that of the text: the first entry of ``cells`` with all of the product, then the second; in the
+    product the first axis changes slowest. ``baseline`` says which cell the others are compared with. Cells that
+    agree in every swept key that ``baseline`` does not name form a group, and each group has exactly one cell
+    where all of ``baseline`` holds. A key that a cell does not give has the recipe's own value there.
+    """
 
     axes: dict[str, list[Any]] = Field(
-        default_factory=dict, description="Dotted key to the values it takes, e.g. {workload.seq: [128, 256]}."
+        default_factory=dict,
+        description="Dotted key to the values it takes, e.g. {workload.seq: [128, 256]}.",
     )
     cells: list[dict[str, Any]] = Field(
-        default_factory=list, description="Further cells, each a mapping of dotted keys; crossed with the axes."
+        default_factory=list,
+        description="Settings that belong together, each a mapping of dotted keys; every one is crossed with the axes.",
     )
     exclude: list[dict[str, Any]] = Field(
-        default_factory=list, description="Cells to leave out: each entry matches where all its keys do."
+        default_factory=list, description="Cells to leave out: an entry matches where all of its keys do."
     )
     baseline: dict[str, Any] = Field(
-        default_factory=dict, description="Axis values of the cell that relative columns compare with."
+        default_factory=dict,
+        description="Values that mark the cell that relative columns compare with: one cell in each group of cells "
+        "that agree in all other swept keys.",
     )
 
 
@@ -173,7 +190,19 @@ class Recipe(Section):
     loss: Loss = Field(default_factory=Loss)
     device: Device = Field(default_factory=Device)
     budget: Budget = Field(default_factory=Budget)
-    sweep: Sweep | None = None
+    sweep: Sweep | None = Field(None, description="Many recipes from this one; see `memgpt bench`.")
+
+    _text: Node = PrivateAttr(default_factory=lambda: Node({}))
+
+    @property
+    def text(self) -> Node:
+        """The text that the recipe was read from, for the positions in errors; empty for one made in Python."""
+        return self._text
+
+    def read_from(self, text: Node) -> Recipe:
+        """This recipe, remembering the text it was read from."""
+        self._text = text
+        return self
 
     @model_validator(mode="after")
     def _lengths_agree(self) -> Recipe:
@@ -185,13 +214,22 @@ class Recipe(Section):
         """Prompt and new tokens (inference) or the training length, defaults filled in.
 
         Raises:
-            ValueError: where ``seq`` is not the sum of ``prompt_tokens`` and ``new_tokens``.
+            ContradictionError: where ``seq`` is not the sum of ``prompt_tokens`` and ``new_tokens``.
         """
         return Lengths.of(self.task, self.workload)
 
 
+class ContradictionError(ValueError):
+    """Keys that cannot hold together; ``paths`` are those keys, the one to point at first."""
+
+    def __init__(self, message: str, *paths: KeyPath) -> None:
+        super().__init__(message)
+        self.paths = paths
+
+
 DEFAULT_SEQ = 512
 DEFAULT_NEW_TOKENS = 32
+_SEQ, _PROMPT, _NEW = (("workload", name) for name in ("seq", "prompt_tokens", "new_tokens"))
 
 
 class Lengths(Section):
@@ -206,14 +244,13 @@ class Lengths(Section):
         """Fill in the lengths that a workload leaves open.
 
         Raises:
-            ValueError: where the given lengths contradict each other.
+            ContradictionError: where the given lengths contradict each other.
         """
         seq, prompt, new = workload.seq, workload.prompt_tokens, workload.new_tokens
         if task == "training":
             if prompt or new:
-                raise ValueError(
-                    "workload.prompt_tokens and workload.new_tokens belong to inference: "
-                    "give workload.seq for training"
+                raise ContradictionError(
+                    "belongs to inference: give workload.seq for training", _PROMPT if prompt else _NEW
                 )
             return cls(seq=seq or DEFAULT_SEQ, prompt=seq or DEFAULT_SEQ, new=0)
         if seq is None:
@@ -225,8 +262,9 @@ class Lengths(Section):
         elif new is None:
             new = seq - prompt
         if prompt < 1 or new < 1 or prompt + new != seq:
-            raise ValueError(
-                f"workload.seq ({seq}) is the total of prompt and new tokens, "
-                f"but they are {prompt} and {new}: leave one of the three out"
+            raise ContradictionError(
+                f"{seq} is the total of prompt and new tokens, but they are {prompt} and {new}: "
+                "leave one of the three out",
+                _SEQ,
             )
         return cls(seq=seq, prompt=prompt, new=new)

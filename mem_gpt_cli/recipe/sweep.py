@@ -1,0 +1,255 @@
+"""From a recipe with a sweep to its cells."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import product
+from typing import Any
+
+from mem_gpt_cli.errors import RecipeError, RecipeErrors
+from mem_gpt_cli.recipe.document import KeyPath, Node, dotted
+from mem_gpt_cli.recipe.loading import nested, several, split_key
+from mem_gpt_cli.recipe.problems import (
+    combined,
+    leaves,
+    position_of,
+    section_at,
+    shown,
+    unknown_key,
+    validate,
+)
+from mem_gpt_cli.recipe.schema import Recipe, Sweep
+from mem_gpt_cli.recipe.writing import resolved
+
+MAX_CELLS = 100_000
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One recipe of a sweep.
+
+    ``values`` are what the sweep sets (dotted key to value), ``recipe`` is the whole recipe without the sweep,
+    ``baseline`` the index of the cell that this one is compared with (its own for a baseline, ``None`` without).
+    """
+
+    index: int
+    values: dict[str, Any]
+    recipe: Recipe
+    baseline: int | None = field(default=None, kw_only=True)
+
+    @property
+    def key(self) -> str:
+        """A short text for people, unique in its sweep: ``task=training seq=256``; ``-`` without a sweep."""
+        return " ".join(f"{_short(key)}={_text(value)}" for key, value in self.values.items()) or "-"
+
+    @property
+    def digest(self) -> str:
+        """16 hex digits that stand for what is run: equal for equal resolved recipes, whatever their text."""
+        data = {**resolved(self.recipe), "lengths": self.recipe.lengths.model_dump()}
+        del data["description"]
+        return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def expand(recipe: Recipe) -> tuple[Cell, ...]:
+    """The cells of a recipe's sweep, in the order that :class:`Sweep` describes; one cell without a sweep.
+
+    Raises:
+        RecipeError: a cell that is no valid recipe, a key that is swept twice, an exclusion or a baseline that
+            fits no cell; the position is that of the line in the sweep. RecipeErrors for several of them.
+    """
+    if recipe.sweep is None:
+        return (Cell(0, {}, recipe),)
+    _check_keys(recipe, recipe.sweep)
+    base = Node.of(recipe.model_dump(exclude={"sweep"}, exclude_unset=True))
+    cells: list[Cell] = []
+    errors: list[RecipeError] = []
+    for settings in _kept(recipe):
+        values = {key: node.plain() for key, node in settings.items()}
+        try:
+            cells.append(Cell(len(cells), values, _cell_recipe(base, settings, values)))
+        except RecipeErrors as found:
+            errors += found.errors
+        except RecipeError as found:
+            errors.append(found)
+    several(errors)
+    _check_distinct(cells, recipe)
+    return _with_baselines(cells, recipe)
+
+
+def _check_keys(recipe: Recipe, sweep: Sweep) -> None:
+    """Refuse keys that no recipe has, that are swept twice, or that are swept over nothing or the same twice."""
+    errors: list[RecipeError] = []
+
+    def note(path: KeyPath, message: str) -> None:
+        errors.append(RecipeError(f"{dotted(path)}: {message}", position_of(path, recipe.text, key=True)))
+
+    if not sweep.axes and not sweep.cells:
+        note(("sweep",), "has neither axes nor cells: give one of them, or delete it")
+    mentions: list[tuple[KeyPath, str]] = [(("sweep", "axes", key), key) for key in sweep.axes]
+    for part in ("cells", "exclude"):
+        for index, entry in enumerate(getattr(sweep, part)):
+            mentions += [(("sweep", part, index, key), key) for key in entry]
+            if not entry:
+                note(("sweep", part, index), "is empty: give it a key or delete it")
+    mentions += [(("sweep", "baseline", key), key) for key in sweep.baseline]
+    for path, key in mentions:
+        if message := _wrong_key(key):
+            note(path, message)
+    for key, values in sweep.axes.items():
+        if not values:
+            note(("sweep", "axes", key), "has no values: give it at least one")
+        repeated = [value for index, value in enumerate(values) if value in values[:index]]
+        if repeated:
+            note(("sweep", "axes", key), f"{shown(repeated[0])} stands twice")
+    several(errors)
+    swept = {key for key in sweep.axes} | {key for entry in sweep.cells for key in entry}
+    for path, key in mentions:
+        inner = [other for other in sweep.axes if other != key and f"{key}.".startswith(f"{other}.")]
+        if path[1] == "cells" and (inner or key in sweep.axes):
+            note(path, f"is swept by sweep.axes.{inner[0] if inner else key} already: keep one of the two")
+        elif path[1] == "axes" and inner:
+            note(path, f"is swept as a part of sweep.axes.{inner[0]} already: keep one of the two")
+        elif path[1] in ("exclude", "baseline") and key not in swept:
+            note(path, f"is not swept: use a key of the axes or cells ({', '.join(sorted(swept))})")
+    several(errors)
+    count = math.prod(len(values) for values in sweep.axes.values()) * max(1, len(sweep.cells))
+    if count > MAX_CELLS:
+        note(("sweep",), f"makes {count:,} cells: a sweep holds {MAX_CELLS:,} at most")
+    several(errors)
+
+
+def _wrong_key(key: str) -> str | None:
+    """Why a dotted key cannot be swept, or ``None``."""
+    path = tuple(key.split("."))
+    if path[:2] == ("model", "config") and all(path):
+        return None
+    if path[0] in ("sweep", "description"):
+        return "cannot be swept"
+    if section_at(path) or path in leaves():
+        return None
+    return unknown_key(path, Node({})).message.partition(": ")[2]
+
+
+def _kept(recipe: Recipe) -> Iterator[dict[str, Node]]:
+    """The settings of every cell, as nodes with their positions in the sweep, less the excluded ones."""
+    sweep = recipe.sweep
+    if sweep is None:
+        return
+    base = resolved(recipe)
+    choices = [
+        [(key, _node(recipe, ("sweep", "axes", key, index), value)) for index, value in enumerate(values)]
+        for key, values in sweep.axes.items()
+    ]
+    used = [False] * len(sweep.exclude)
+    kept = 0
+    for number, entry in enumerate(sweep.cells or [{}]):
+        given = {key: _node(recipe, ("sweep", "cells", number, key), value) for key, value in entry.items()}
+        for combination in product(*choices):
+            settings = given | dict(combination)
+            values = {key: node.plain() for key, node in settings.items()}
+            hits = [
+                all(_value(values, base, key) == value for key, value in entry.items())
+                for entry in sweep.exclude
+            ]
+            used = [before or hit for before, hit in zip(used, hits, strict=True)]
+            if not any(hits):
+                kept += 1
+                yield settings
+    _check_exclusions(recipe, used, kept)
+
+
+def _check_exclusions(recipe: Recipe, used: list[bool], kept: int) -> None:
+    idle: list[KeyPath] = [("sweep", "exclude", index) for index, hit in enumerate(used) if not hit]
+    errors = [
+        RecipeError(f"{dotted(path)}: leaves out no cell: mend or delete it", position_of(path, recipe.text))
+        for path in idle
+    ]
+    if not kept:
+        position = position_of(("sweep", "exclude"), recipe.text, key=True)
+        errors.append(RecipeError("sweep.exclude: leaves no cell", position))
+    several(errors)
+
+
+def _node(recipe: Recipe, path: KeyPath, value: Any) -> Node:
+    """A value of the sweep with its position, where the recipe still is what its text says."""
+    node = recipe.text.at(path)
+    return (
+        node if node is not None and node.plain() == value else Node.of(value, position_of(path, recipe.text))
+    )
+
+
+def _cell_recipe(base: Node, settings: Mapping[str, Node], values: Mapping[str, Any]) -> Recipe:
+    """The recipe of one cell; an error that no value of the sweep holds alone names the cell it came up in."""
+    tree = base
+    for key, node in settings.items():
+        tree = tree.merged(nested(split_key(key), node))
+    try:
+        return validate(tree)
+    except RecipeError as found:
+        first = next(iter(settings.values())).position
+        name = ", ".join(f"{key}={_text(value)}" for key, value in values.items())
+        own = {node.position for node in settings.values()}
+        raise combined(
+            error if error.position in own else RecipeError(f"{error.message} (in the cell {name})", first)
+            for error in (found.errors if isinstance(found, RecipeErrors) else (found,))
+        ) from None
+
+
+def _check_distinct(cells: list[Cell], recipe: Recipe) -> None:
+    """Refuse cells that are the same recipe: they could not be told apart in a table, nor on resuming."""
+    seen: dict[str, Cell] = {}
+    for cell in cells:
+        twin = seen.setdefault(cell.digest, cell)
+        if twin is not cell:
+            message = f"sweep: the cells {twin.key!r} and {cell.key!r} are the same recipe: keep one of them"
+            raise RecipeError(message, position_of(("sweep",), recipe.text, key=True))
+
+
+def _with_baselines(cells: list[Cell], recipe: Recipe) -> tuple[Cell, ...]:
+    """The cells, each with the index of the one that ``sweep.baseline`` compares it with."""
+    baseline = recipe.sweep.baseline if recipe.sweep else {}
+    if not baseline:
+        return tuple(cells)
+    data = [resolved(cell.recipe) for cell in cells]
+    others = sorted({key for cell in cells for key in cell.values} - set(baseline))
+    groups: dict[str, list[int]] = {}
+    marked: dict[str, list[int]] = {}
+    for cell in cells:
+        values = [_value(cell.values, data[cell.index], key) for key in others]
+        group = json.dumps(values, sort_keys=True)
+        groups.setdefault(group, []).append(cell.index)
+        if all(_value(cell.values, data[cell.index], key) == value for key, value in baseline.items()):
+            marked.setdefault(group, []).append(cell.index)
+    position = position_of(("sweep", "baseline"), recipe.text, key=True)
+    for group, members in groups.items():
+        count = len(marked.get(group, []))
+        if count != 1:
+            example = cells[members[0]].key
+            message = f"sweep.baseline: marks {count or 'no'} cells of the group of {example!r}, where one is needed"
+            raise RecipeError(message, position)
+    home = {index: marked[group][0] for group, members in groups.items() for index in members}
+    return tuple(Cell(cell.index, cell.values, cell.recipe, baseline=home[cell.index]) for cell in cells)
+
+
+def _value(values: Mapping[str, Any], data: Mapping[str, Any], key: str) -> Any:
+    """What a cell has at a dotted key: the sweep's own value, else the recipe's."""
+    if key in values:
+        return values[key]
+    found: Any = data
+    for step in key.split("."):
+        found = found.get(step) if isinstance(found, Mapping) else None
+    return found["name"] if key == "device" and isinstance(found, Mapping) else found
+
+
+def _short(key: str) -> str:
+    """The last part of a dotted key, or its section where the last part alone says nothing."""
+    *around, last = key.split(".")
+    return around[-1] if around and last in ("name", "kind", "scheme", "backend", "policy") else last
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, sort_keys=True)
