@@ -86,7 +86,7 @@ def report_row(report: MemoryReport) -> dict[str, Any]:
         "step_s": speed.step_s if speed else None,
     }
     row.update({column: _at(recipe, key) for column, key in _RECIPE_COLUMNS.items()})
-    row.update({f"peak_{name}_bytes": peak.components.get(name) for name in COMPONENTS})
+    row.update({f"peak_{name}_bytes": report.held(peak, name) for name in COMPONENTS})
     for name, phase in phases.items():
         row[f"{name}_allocated_bytes"] = phase.peak_allocated_bytes if phase else None
         row[f"{name}_s"] = phase.duration_s if phase else None

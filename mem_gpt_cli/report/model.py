@@ -62,7 +62,8 @@ class Phase:
         total = sum(self.components.values())
         if total != self.peak_allocated_bytes:
             raise ValueError(
-                f"phase {self.name!r}: components add up to {total} B, the peak is {self.peak_allocated_bytes} B"
+                f"phase {self.name!r}: components add up to {total} B, "
+                f"the peak is {self.peak_allocated_bytes} B"
             )
 
 
@@ -132,3 +133,8 @@ class MemoryReport:
     def phase(self, name: str) -> Phase | None:
         """The phase of that name, ``None`` where this report has none."""
         return next((phase for phase in self.phases if phase.name == name), None)
+
+    def held(self, phase: Phase, component: str) -> int | None:
+        """Bytes of a component at the peak of ``phase``; ``None`` where this lens cannot see it."""
+        count = phase.components.get(component, 0)
+        return None if count == 0 and self.provenance.get(component) == "unavailable" else count

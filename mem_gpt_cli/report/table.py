@@ -32,10 +32,10 @@ HEADINGS = {"estimate": "predicted (formula)", "trace": "predicted (trace)", "pr
 
 
 def title(report: MemoryReport) -> Text:
-    """One line that says what the report speaks of: model, task, sizes, device."""
+    """What the report speaks of: the model on one line, task, sizes and device on the next."""
     workload, model = report.recipe.get("workload", {}), report.model
     text = Text(model.name, style="bold")
-    text.append(f" {_millions(model.parameters)} parameters", style="dim")
+    text.append(f"  {_millions(model.parameters)} parameters\n", style="not bold dim")
     facts = [
         report.task,
         f"batch {workload.get('batch', 1)}",
@@ -43,7 +43,7 @@ def title(report: MemoryReport) -> Text:
         _precision(report),
         report.device.name,
     ]
-    text.append("  " + " · ".join(fact for fact in facts if fact), style="not bold")
+    text.append(" · ".join(fact for fact in facts if fact), style="not bold")
     return text
 
 
@@ -51,22 +51,22 @@ def summary(report: MemoryReport) -> RenderableType:
     """One report: components by phase, each one's share of the peak, the ladder above it, the cause."""
     peak = report.peak
     table = _table()
-    table.add_column(HEADINGS[report.lens], no_wrap=True)
+    table.add_column(_two_lines(HEADINGS[report.lens]), no_wrap=True)
     for phase in report.phases:
         at_peak = phase is peak
-        heading = _words(phase.name)
+        heading = _words(phase.name).replace(" ", "\n")
         table.add_column(
             Text(f"{heading}\n▲ peak" if at_peak else heading, style="bold" if at_peak else "not bold"),
             justify="right",
             no_wrap=True,
             style="bold" if at_peak else "",
         )
-    table.add_column("share of peak", justify="right", no_wrap=True)
+    table.add_column("share\nof peak", justify="right", no_wrap=True)
     table.add_column("", no_wrap=True, width=BAR_WIDTH)
     for name in _present(report.phases):
         table.add_row(
             _label(name),
-            *(_cell(phase.components.get(name, 0)) for phase in report.phases),
+            *(_cell(report.held(phase, name)) for phase in report.phases),
             render_share(peak.components.get(name, 0), peak.peak_allocated_bytes),
             _bar(peak.components.get(name, 0), peak.peak_allocated_bytes, COLORS[name]),
         )
@@ -104,7 +104,10 @@ def comparison(reports: Mapping[str, MemoryReport | None]) -> RenderableType:
         totals = [found.peak_allocated_bytes if found else None for found in phases]
         table.add_row(f"{_words(phase)}{mark}", *map(render_bytes, totals), _difference(totals), style="bold")
         for name in _present([found for found in phases if found]):
-            parts = [found.components.get(name, 0) if found else None for found in phases]
+            parts = [
+                report.held(found, name) if report and found else None
+                for report, found in zip(reports.values(), phases, strict=True)
+            ]
             table.add_row(Text("  ").append(_label(name)), *map(_cell, parts), _difference(parts))
         table.add_section()
     _add_ladder_rows(table, reports)
@@ -129,7 +132,7 @@ def precisions(reports: Mapping[str, MemoryReport]) -> RenderableType:
 
 
 def _table() -> Table:
-    return Table(box=box.SIMPLE_HEAD, header_style="", pad_edge=False, show_edge=False, padding=(0, 1))
+    return Table(box=box.SIMPLE_HEAD, header_style="", pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
 
 
 def _present(phases: Sequence[Phase]) -> list[str]:
@@ -160,8 +163,11 @@ def _difference(counts: Sequence[int | None]) -> Text:
     before, after = known[-2:]
     if after == before:
         return Text("0 B", style="dim")
-    percent = f"{100 * (after - before) / before:+.2f}%" if before else "new"
-    return Text(f"{render_bytes(after - before, signed=True)} ({percent})")
+    change = render_bytes(after - before, signed=True)
+    if before == 0:
+        return Text(change)
+    percent = 100 * (after - before) / before
+    return Text(f"{change} ({percent:+.{2 if abs(percent) < 10 else 0}f}%)")
 
 
 def _difference_heading(reports: Mapping[str, MemoryReport | None]) -> str:
@@ -219,7 +225,7 @@ def _precision(report: MemoryReport) -> str:
     autocast = report.recipe.get("workload", {}).get("autocast", "none")
     dtype = report.recipe.get("model", {}).get("dtype", "")
     held = scheme if scheme != "none" else dtype
-    return f"{held} (autocast {autocast})" if autocast != "none" else str(held)
+    return f"{held}, {autocast} autocast" if autocast != "none" else str(held)
 
 
 def _millions(parameters: int) -> str:
