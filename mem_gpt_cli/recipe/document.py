@@ -1,7 +1,8 @@
 """YAML text into a tree in which every key and every value knows where it stands.
 
-The text is read by the core rules of YAML 1.2 (section 10.3.2 of its specification), not by PyYAML's 1.1: ``1e-4``
-is a number, ``no``, ``off`` and ``12:30`` are text, ``010`` is ten. Equal keys in one mapping are errors.
+The text is read by the core rules of YAML 1.2 (section 10.3.2 of its specification), not by PyYAML's 1.1:
+``1e-4`` is a number, ``no``, ``off`` and ``12:30`` are text, ``010`` is ten. Equal keys in one mapping are
+errors.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ MAX_NODES = 100_000
 
 @dataclass(frozen=True)
 class Node:
-    """A value (scalar, list of nodes, or mapping of names to nodes), where it stands, and where its key stands."""
+    """A value (scalar, list of nodes, mapping of names to nodes), where it stands, and where its key does."""
 
     content: Any
     position: Position | None = field(default=None, compare=False)
@@ -94,7 +95,7 @@ def dotted(path: KeyPath) -> str:
 
 
 def parse(text: str, source: str, *, column: int = 1) -> tuple[Node, list[RecipeError]]:
-    """The tree of a YAML text whose first character stands in ``column``, and what is wrong but can be read past.
+    """The tree of a YAML text that starts in ``column``, and what is wrong but can be read past.
 
     Raises:
         RecipeError: for a text that is not YAML, or that nests or expands beyond reason.
@@ -120,22 +121,33 @@ def parse(text: str, source: str, *, column: int = 1) -> tuple[Node, list[Recipe
             loader.dispose()
 
 
-class _CoreLoader(yaml.SafeLoader):
-    """PyYAML's reader with the tags of the YAML 1.2 core schema, and merge keys."""
-
-    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012  (as PyYAML has it)
-
-
 _TAG = "tag:yaml.org,2002:"
-for _name, _pattern, _first in (
-    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
-    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
-    ("int", r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", list("-+0123456789")),
-    ("float", r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?", list("-+.0123456789")),
-    ("float", r"[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)", list("-+.")),
-    ("merge", r"<<", ["<"]),
-):
-    _CoreLoader.add_implicit_resolver(_TAG + _name, re.compile(rf"(?:{_pattern})\Z"), _first)
+_CORE = (
+    ("null", r"~|null|Null|NULL|", "~nN"),
+    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("int", r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", "-+0123456789"),
+    ("float", r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?", "-+.0123456789"),
+    ("float", r"[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)", "-+."),
+    ("merge", r"<<", "<"),
+)
+"""Which plain texts are no text: the tag, the pattern, and the characters that it may start with."""
+
+
+class _CoreLoader(yaml.SafeLoader):
+    """PyYAML's reader with the tags of the YAML 1.2 core schema alone, and merge keys."""
+
+    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012
+
+
+def add_core_resolvers(target: type[yaml.SafeLoader] | type[yaml.SafeDumper]) -> None:
+    """Let a loader read, or a dumper quote, what the YAML 1.2 core schema takes for more than text."""
+    for name, pattern, first in _CORE:
+        target.add_implicit_resolver(
+            _TAG + name, re.compile(rf"(?:{pattern})\Z"), [*first, *([""] if name == "null" else [])]
+        )
+
+
+add_core_resolvers(_CoreLoader)
 
 
 def _integer(text: str) -> int:
@@ -143,9 +155,9 @@ def _integer(text: str) -> int:
 
 
 def _float(text: str) -> float:
-    value = float(text.replace(".inf", "inf").replace(".nan", "nan").lower()) if "." in text else float(text)
+    value = float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
     if not math.isfinite(value):
-        raise ValueError("no key of a recipe takes an infinite number or .nan")
+        raise OverflowError(f"{text[:40]!r} is not a finite number")
     return value
 
 
@@ -191,11 +203,11 @@ class _Reader:
             return None
         try:
             return construct(node.value)
-        except (ValueError, KeyError) as error:
-            wrong_tag = f"{node.value[:40]!r} is not a {node.tag.removeprefix(_TAG)}"
-            own = str(error) if "no key" in str(error) else wrong_tag
-            self._note(path, own, position)
-            return None
+        except OverflowError as error:
+            self._note(path, str(error), position)
+        except (ValueError, KeyError):  # an explicit tag over a text that it does not fit, or too many digits
+            self._note(path, f"{node.value[:40]!r} is no {node.tag.removeprefix(_TAG)}", position)
+        return None
 
     def _mapping(self, node: yaml.MappingNode, path: KeyPath) -> dict[str, Node]:
         merged: dict[str, Node] = {}
@@ -204,13 +216,10 @@ class _Reader:
             position = self.position(key.start_mark)
             if key.tag == _TAG + "merge":
                 merged = self._merge(value, path, position) | merged
-            elif not isinstance(key, yaml.ScalarNode) or key.tag != _TAG + "str":
-                shown = f" {key.value!r}" if isinstance(key, yaml.ScalarNode) else ", not a list or a mapping"
-                self._note(
-                    path,
-                    f"a key must be text: quote{shown}" if shown[1] == "'" else f"a key must be text{shown}",
-                    position,
-                )
+            elif not isinstance(key, yaml.ScalarNode):
+                self._note(path, "a key must be text, not a list or a mapping", position)
+            elif key.tag != _TAG + "str":
+                self._note(path, f"a key must be text: write '{key.value}' in quotes", position)
             elif key.value in own:
                 first = own[key.value].key_position
                 line = first.line if first else "?"

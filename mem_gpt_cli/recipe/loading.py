@@ -37,7 +37,7 @@ def load_recipe(
     tree, errors = (Node({}), []) if source is None else _read_chain(locate(source), ())
     for key, value in (flags or {}).items():
         if value is not None:
-            position = Position(f"--{key.split('.')[-1].replace('_', '-')}", 1, 1)
+            position = Position(f"--{short_name(key).replace('_', '-')} {value}", 1, 1)
             tree = tree.merged(nested(split_key(key), Node.of(value, position)))
     for override in overrides:
         layer, found = _read_override(override)
@@ -137,6 +137,14 @@ def split_key(key: str) -> KeyPath:
     return steps
 
 
+def short_name(key: str) -> str:
+    """What people call a dotted key: its last part, or its section where the last part alone says nothing."""
+    *around, last = key.split(".")
+    return (
+        around[-1] if around and last in ("name", "kind", "scheme", "backend", "policy", "memory") else last
+    )
+
+
 def nested(path: KeyPath, node: Node) -> Node:
     """The tree that holds ``node`` at ``path`` and nothing else."""
     tree = node
@@ -148,7 +156,7 @@ def nested(path: KeyPath, node: Node) -> Node:
 
 
 def _long_forms(tree: Node) -> Node:
-    """``device: cpu`` as ``device: {name: cpu}``, so that a name laid over a section leaves its other keys."""
+    """``device: cpu`` as ``device: {name: cpu}``, so that laid over a section it leaves the other keys."""
     device = tree.content.get("device") if isinstance(tree.content, dict) else None
     if device is None or not isinstance(device.content, str):
         return tree

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import types
 from collections.abc import Iterable
-from difflib import get_close_matches
 from functools import cache
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -53,9 +52,17 @@ def combined(errors: Iterable[RecipeError]) -> RecipeError:
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """``", did you mean 'x'?"`` for the nearest known word, or nothing."""
-    known = list(known)
-    near = get_close_matches(word, known, n=1) or [k for k in known if k.lower() == word.lower()]
-    return f", did you mean {near[0]!r}?" if near else ""
+    near = nearest(word, known)
+    return f", did you mean {near!r}?" if near else ""
+
+
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """The known word that ``word`` is most like, if any is like it at all; case does not count."""
+    from difflib import get_close_matches  # here, because only errors need it
+
+    by_lower = {name.lower(): name for name in known}
+    near = get_close_matches(word.lower(), by_lower, n=1)
+    return by_lower[near[0]] if near else None
 
 
 def without_none(annotation: Any) -> Any:
@@ -119,18 +126,18 @@ def unknown_key(path: KeyPath, tree: Node) -> RecipeError:
     section = section_at(tuple(around))
     known = list(section.model_fields) if section else []
     elsewhere = [".".join(leaf) for leaf in leaves() if leaf[-1] == name and len(leaf) > 1]
-    near = get_close_matches(name, known, n=1)
+    near = nearest(name, known)
     if "." in name:
         first, _, rest = name.partition(".")
         hint = f": keys nest in a file, write `{rest}` below `{first}:`"
     elif elsewhere:
         hint = f", did you mean {' or '.join(elsewhere)}?"
     elif near:
-        hint = f", did you mean {'.'.join((*around, near[0]))}?"
+        hint = f", did you mean {'.'.join((*around, near))}?"
     else:
         by_name = {leaf[-1]: ".".join(leaf) for leaf in reversed(leaves()) if len(leaf) > 1}
-        far = get_close_matches(name, by_name, n=1)
-        hint = f", did you mean {by_name[far[0]]}?" if far else f"; known here: {', '.join(known)}"
+        far = nearest(name, by_name)
+        hint = f", did you mean {by_name[far]}?" if far else f"; known here: {', '.join(known)}"
     return RecipeError(f"{dotted(path)}: unknown key{hint}", position_of(path, tree, key=True))
 
 
@@ -172,6 +179,10 @@ def _sentence(detail: ErrorDetails, path: KeyPath) -> str:
             return f"must be greater than {limits['gt']}, not {shown(value)}"
         case "greater_than_equal":
             return f"must be at least {limits['ge']}, not {shown(value)}"
+        case "less_than_equal":
+            return f"must be at most {limits['le']:,}, not {shown(value)}"
+        case "string_too_short":
+            return "is empty: write a name"
         case "less_than":
             return f"must be less than {limits['lt']}, not {shown(value)}"
         case "value_error":
@@ -199,9 +210,12 @@ def _section_expected(value: Any, path: KeyPath) -> str:
     keys = ", ".join(section.model_fields)
     if value is None:
         return f"is empty: delete it, or give it one of its keys ({keys})"
+    negative = value is False or (isinstance(value, str) and value.lower() in _NEGATIONS)
     first = next(iter(section.model_fields))
-    example = f": write {{{first}: {value}}}" if isinstance(value, str) and path else ""
-    return f"must be a mapping with keys out of {keys}, not {shown(value)}{example}"
+    choices = _choices((*path, first))
+    example = "none" if negative and "none" in choices else value
+    hint = f": write {{{first}: {example}}}" if example == "none" or example in choices else ""
+    return f"must be a mapping (its keys: {keys}), not {shown(value)}{hint}"
 
 
 def _number_hint(value: Any) -> str:

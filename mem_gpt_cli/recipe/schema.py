@@ -4,40 +4,53 @@ Values that a lens does not offer yet are part of the vocabulary, so that they a
 (see ``availability``) and never ignored.
 """
 
-from __future__ import annotations
+# No `from __future__ import annotations`: pydantic would compile each annotation again, at every start.
 
+import re
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    model_validator,
+)
 
 from mem_gpt_cli.recipe.document import KeyPath, Node
 from mem_gpt_cli.recipe.quantities import parse_bytes
 
 Bytes = Annotated[int, BeforeValidator(parse_bytes), Field(gt=0)]
-Positive = Annotated[int, Field(gt=0)]
+Positive = Annotated[int, Field(gt=0, le=10**9)]
+Name = Annotated[str, Field(min_length=1)]
 DType = Literal["fp32", "fp16", "bf16"]
 
 
 class Section(BaseModel):
-    """A part of a recipe: frozen, closed to keys that it does not know, and strict: the text "4" is no number."""
+    """A part of a recipe: frozen, closed to unknown keys, and strict: the text "4" is no number."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class Model(Section):
-    """Which model: a catalogue name, a config.json, a folder, a GGUF or safetensors file's folder, or a hub id."""
+    """Which model: a catalogue name, a config.json, a folder (safetensors or GGUF), or a hub id."""
 
-    name: str = Field("memgpt-tiny", description="Catalogue name, path or hub id; see `memgpt models`.")
-    dtype: DType = Field("fp32", description="Width that the weights are held in.")
+    name: Name = Field(
+        default="memgpt-tiny", description="Catalogue name, path or hub id; see `memgpt models`."
+    )
+    dtype: DType = Field(default="fp32", description="Width that the weights are held in.")
     weights: Literal["auto", "random"] = Field(
-        "auto",
+        default="auto",
         description="auto: the real weights where they are local, else random ones; memory is the same.",
     )
     dropout: Annotated[float, Field(ge=0, lt=1)] | None = Field(
-        None, description="Replaces every dropout probability of the config; null keeps them."
+        default=None, description="Replaces every dropout probability of the config; null keeps them."
     )
     experts: Literal["auto", "eager", "grouped", "batched"] = Field(
-        "auto", description="How a mixture of experts is computed; auto is what transformers picks."
+        default="auto", description="How a mixture of experts is computed; auto is what transformers picks."
     )
     config: dict[str, Any] = Field(
         default_factory=dict, description="Config keys to replace, e.g. {n_layer: 4}: a scaled-down shape."
@@ -47,44 +60,51 @@ class Model(Section):
 class Workload(Section):
     """How much work: the sizes that memory grows with."""
 
-    batch: Positive = Field(1, description="Sequences at once.")
+    batch: Positive = Field(default=1, description="Sequences at once.")
     seq: Positive | None = Field(
-        None, description="Training length in tokens; in inference the total of prompt and new tokens."
+        default=None,
+        description="Training length in tokens; in inference the total of prompt and new tokens.",
     )
-    prompt_tokens: Positive | None = Field(None, description="Prompt length in tokens (inference).")
-    new_tokens: Positive | None = Field(None, description="Tokens to generate (inference).")
-    steps: Positive = Field(2, description="Training steps; the true peak comes in the second.")
+    prompt_tokens: Positive | None = Field(default=None, description="Prompt length in tokens (inference).")
+    new_tokens: Positive | None = Field(default=None, description="Tokens to generate (inference).")
+    steps: Positive = Field(default=2, description="Training steps; the true peak comes in the second.")
     autocast: Literal["none", "bf16", "fp16"] = Field(
-        "none", description="Mixed precision by torch.autocast."
+        default="none", description="Mixed precision by torch.autocast."
     )
     logits: Literal["last", "all"] = Field(
-        "last",
+        default="last",
         description="Positions of the prompt whose logits a prefill computes; generation needs the last.",
     )
     hold_outputs: bool = Field(
-        False,
+        default=False,
         description="Keep the model's outputs (logits) alive through backward and step, as many loops do.",
     )
-    seed: int = Field(0, description="Seed of random weights, data and dropout.")
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(
+        default=0, description="Seed of random weights, data and dropout."
+    )
 
 
 class Quantization(Section):
     """Width of the stored weights."""
 
-    scheme: Literal["none", "int8", "int4", "nf4", "fp4"] = Field("none", description="Weight quantization.")
+    scheme: Literal["none", "int8", "int4", "nf4", "fp4"] = Field(
+        default="none", description="Weight quantization."
+    )
 
 
 class Attention(Section):
     """Which attention code runs."""
 
-    backend: Literal["sdpa", "eager", "flash", "lsh"] = Field("sdpa", description="Attention implementation.")
+    backend: Literal["sdpa", "eager", "flash", "lsh"] = Field(
+        default="sdpa", description="Attention implementation."
+    )
 
 
 class KVCache(Section):
     """What is kept of the keys and values of earlier tokens."""
 
     kind: Literal["none", "dynamic", "static", "quantized", "offloaded", "sliding", "paged"] = Field(
-        "dynamic", description="none recomputes the whole sequence for each new token."
+        default="dynamic", description="none recomputes the whole sequence for each new token."
     )
 
 
@@ -92,41 +112,53 @@ class Checkpointing(Section):
     """Which activations are recomputed in backward instead of kept."""
 
     policy: Literal["none", "full", "every_n", "selective", "offload"] = Field(
-        "none", description="full keeps the input of each layer alone."
+        default="none", description="full keeps the input of each layer alone."
     )
 
 
 class Adapters(Section):
     """Small trainable matrices beside frozen weights."""
 
-    kind: Literal["none", "lora", "qlora"] = Field("none", description="Adapter method.")
+    kind: Literal["none", "lora", "qlora"] = Field(default="none", description="Adapter method.")
 
 
 class Optimizer(Section):
     """The optimizer of a training step."""
 
     name: Literal["adamw", "adamw_8bit", "paged_adamw_8bit", "lion_8bit", "adafactor", "sgd", "galore"] = (
-        Field("adamw", description="Update rule.")
+        Field(default="adamw", description="Update rule.")
     )
     implementation: Literal["auto", "loop", "foreach", "fused"] = Field(
-        "auto", description="auto is torch's own choice: a loop on CPU, foreach on CUDA."
+        default="auto", description="auto is torch's own choice: a loop on CPU, foreach on CUDA."
     )
-    lr: Annotated[float, Field(gt=0)] = Field(1e-4, description="Learning rate.")
-    weight_decay: Annotated[float, Field(ge=0)] = Field(0.01, description="Decoupled weight decay.")
+    lr: Annotated[float, Field(gt=0)] = Field(default=1e-4, description="Learning rate.")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(default=0.01, description="Decoupled weight decay.")
 
 
 class Loss(Section):
     """How the loss is computed from the logits."""
 
-    kind: Literal["full", "chunked", "fused"] = Field("full", description="full holds all logits at once.")
+    kind: Literal["full", "chunked", "fused"] = Field(
+        default="full", description="full holds all logits at once."
+    )
+
+
+def _device_name(name: str) -> str:
+    if name != "cpu" and name.lower() in ("cpu", "gpu", "mps", "xpu", "tpu", "none"):
+        raise ValueError(f"{name!r} is no device here: write cpu, cuda, cuda:N or the name of a GPU")
+    if name.lower().startswith("cuda") and not re.fullmatch(r"cuda(:\d{1,3})?", name):
+        raise ValueError(f"{name!r} is no device: write cuda, or cuda:N with the number of a GPU")
+    return name
 
 
 class Device(Section):
     """Where it runs; the short form ``device: cpu`` is allowed."""
 
-    name: str = Field("cpu", description="cpu, cuda, cuda:N or the name of a GPU.")
+    name: Annotated[Name, AfterValidator(_device_name)] = Field(
+        default="cpu", description="cpu, cuda, cuda:N or the name of a GPU."
+    )
     threads: Positive | None = Field(
-        None,
+        default=None,
         description="Intra-op threads on CPU (kernels' inner buffers depend on them); null: torch's own.",
     )
 
@@ -144,16 +176,17 @@ class Device(Section):
 class Budget(Section):
     """The memory that there is."""
 
-    memory: Bytes | None = Field(None, description="Bytes, or a text such as 24GiB or 80GB.")
+    memory: Bytes | None = Field(default=None, description="Bytes, or a text such as 24GiB or 80GB.")
 
 
 class Sweep(Section):
     """Many recipes from one: every entry of ``cells`` crossed with the product of ``axes``, less ``exclude``.
 
-    The order is that of the text: the first entry of ``cells`` with all of the product, then the second; in the
-    product the first axis changes slowest. ``baseline`` says which cell the others are compared with. Cells that
-    agree in every swept key that ``baseline`` does not name form a group, and each group has exactly one cell
-    where all of ``baseline`` holds. A key that a cell does not give has the recipe's own value there.
+    The order is that of the text: the first entry of ``cells`` with all of the product, then the second; in
+    the product the first axis changes slowest. ``baseline`` says which cell the others are compared with.
+    Cells that agree in every swept key that ``baseline`` does not name form a group, and each group has
+    exactly one cell where all of ``baseline`` holds. A key that a cell does not give has the recipe's own
+    value there.
     """
 
     axes: dict[str, list[Any]] = Field(
@@ -162,61 +195,16 @@ class Sweep(Section):
     )
     cells: list[dict[str, Any]] = Field(
         default_factory=list,
-        description="Settings that belong together, each a mapping of dotted keys; every one is crossed with the axes.",
+        description="Settings that belong together, as dotted keys; every entry is crossed with the axes.",
     )
     exclude: list[dict[str, Any]] = Field(
         default_factory=list, description="Cells to leave out: an entry matches where all of its keys do."
     )
     baseline: dict[str, Any] = Field(
         default_factory=dict,
-        description="Values that mark the cell that relative columns compare with: one cell in each group of cells "
-        "that agree in all other swept keys.",
+        description="Values of the cell that relative columns compare with: one in each group of cells that "
+        "agree in all other swept keys.",
     )
-
-
-class Recipe(Section):
-    """What to run and with which options."""
-
-    description: str = Field("", description="One line for `memgpt recipes list`.")
-    model: Model = Field(default_factory=Model)
-    task: Literal["inference", "training"] = Field("inference", description="What the workload does.")
-    workload: Workload = Field(default_factory=Workload)
-    quantization: Quantization = Field(default_factory=Quantization)
-    attention: Attention = Field(default_factory=Attention)
-    kv_cache: KVCache = Field(default_factory=KVCache)
-    checkpointing: Checkpointing = Field(default_factory=Checkpointing)
-    adapters: Adapters = Field(default_factory=Adapters)
-    optimizer: Optimizer = Field(default_factory=Optimizer)
-    loss: Loss = Field(default_factory=Loss)
-    device: Device = Field(default_factory=Device)
-    budget: Budget = Field(default_factory=Budget)
-    sweep: Sweep | None = Field(None, description="Many recipes from this one; see `memgpt bench`.")
-
-    _text: Node = PrivateAttr(default_factory=lambda: Node({}))
-
-    @property
-    def text(self) -> Node:
-        """The text that the recipe was read from, for the positions in errors; empty for one made in Python."""
-        return self._text
-
-    def read_from(self, text: Node) -> Recipe:
-        """This recipe, remembering the text it was read from."""
-        self._text = text
-        return self
-
-    @model_validator(mode="after")
-    def _lengths_agree(self) -> Recipe:
-        self.lengths  # noqa: B018  (raises where the three lengths contradict each other)
-        return self
-
-    @property
-    def lengths(self) -> Lengths:
-        """Prompt and new tokens (inference) or the training length, defaults filled in.
-
-        Raises:
-            ContradictionError: where ``seq`` is not the sum of ``prompt_tokens`` and ``new_tokens``.
-        """
-        return Lengths.of(self.task, self.workload)
 
 
 class ContradictionError(ValueError):
@@ -232,7 +220,8 @@ DEFAULT_NEW_TOKENS = 32
 _SEQ, _PROMPT, _NEW = (("workload", name) for name in ("seq", "prompt_tokens", "new_tokens"))
 
 
-class Lengths(Section):
+@dataclass(frozen=True)
+class Lengths:
     """``seq`` tokens in all, of which ``prompt`` are given and ``new`` are generated (0 in training)."""
 
     seq: int
@@ -240,7 +229,7 @@ class Lengths(Section):
     new: int
 
     @classmethod
-    def of(cls, task: str, workload: Workload) -> Lengths:
+    def of(cls, task: str, workload: Workload) -> "Lengths":
         """Fill in the lengths that a workload leaves open.
 
         Raises:
@@ -268,3 +257,52 @@ class Lengths(Section):
                 _SEQ,
             )
         return cls(seq=seq, prompt=prompt, new=new)
+
+
+class Recipe(Section):
+    """What to run and with which options."""
+
+    description: str = Field(default="", description="One line for `memgpt recipes list`.")
+    model: Model = Field(default_factory=Model)
+    task: Literal["inference", "training"] = Field(default="inference", description="What the workload does.")
+    workload: Workload = Field(default_factory=Workload)
+    quantization: Quantization = Field(default_factory=Quantization)
+    attention: Attention = Field(default_factory=Attention)
+    kv_cache: KVCache = Field(default_factory=KVCache)
+    checkpointing: Checkpointing = Field(default_factory=Checkpointing)
+    adapters: Adapters = Field(default_factory=Adapters)
+    optimizer: Optimizer = Field(default_factory=Optimizer)
+    loss: Loss = Field(default_factory=Loss)
+    device: Device = Field(default_factory=Device)
+    budget: Budget = Field(default_factory=Budget)
+    sweep: Sweep | None = Field(default=None, description="Many recipes from this one; see `memgpt bench`.")
+
+    _text: Node = PrivateAttr(default_factory=lambda: Node({}))
+
+    @property
+    def text(self) -> Node:
+        """The text that the recipe was read from, for positions in errors; empty for one made in Python."""
+        return self._text
+
+    def read_from(self, text: Node) -> "Recipe":
+        """This recipe, remembering the text it was read from."""
+        self._text = text
+        return self
+
+    def __eq__(self, other: object) -> bool:
+        """Whether both say the same; the texts they were read from may differ."""
+        return isinstance(other, Recipe) and self.__dict__ == other.__dict__
+
+    @model_validator(mode="after")
+    def _lengths_agree(self) -> "Recipe":
+        self.lengths  # noqa: B018  (raises where the three lengths contradict each other)
+        return self
+
+    @property
+    def lengths(self) -> Lengths:
+        """Prompt and new tokens (inference) or the training length, defaults filled in.
+
+        Raises:
+            ContradictionError: where ``seq`` is not the sum of ``prompt_tokens`` and ``new_tokens``.
+        """
+        return Lengths.of(self.task, self.workload)

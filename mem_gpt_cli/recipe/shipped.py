@@ -19,7 +19,7 @@ def shipped() -> tuple[Path, ...]:
 
 
 def name_of(path: Path) -> str:
-    """The name a shipped recipe is called by: its path in the folder without the ending, ``tiny-generate``."""
+    """The name a shipped recipe is called by: its path in the folder without ``.yaml``."""
     return path.relative_to(folder()).with_suffix("").as_posix()
 
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import product
 from typing import Any
 
 from mem_gpt_cli.errors import RecipeError, RecipeErrors
 from mem_gpt_cli.recipe.document import KeyPath, Node, dotted
-from mem_gpt_cli.recipe.loading import nested, several, split_key
+from mem_gpt_cli.recipe.loading import nested, several, short_name, split_key
 from mem_gpt_cli.recipe.problems import (
     combined,
     leaves,
@@ -32,8 +31,9 @@ MAX_CELLS = 100_000
 class Cell:
     """One recipe of a sweep.
 
-    ``values`` are what the sweep sets (dotted key to value), ``recipe`` is the whole recipe without the sweep,
-    ``baseline`` the index of the cell that this one is compared with (its own for a baseline, ``None`` without).
+    ``values`` are what the sweep sets (dotted key to value), ``recipe`` is the whole recipe without the
+    sweep, ``baseline`` the index of the cell that this one is compared with: its own for a baseline, ``None``
+    where the sweep names none.
     """
 
     index: int
@@ -44,22 +44,25 @@ class Cell:
     @property
     def key(self) -> str:
         """A short text for people, unique in its sweep: ``task=training seq=256``; ``-`` without a sweep."""
-        return " ".join(f"{_short(key)}={_text(value)}" for key, value in self.values.items()) or "-"
+        return " ".join(f"{short_name(key)}={_text(value)}" for key, value in self.values.items()) or "-"
 
     @property
     def digest(self) -> str:
         """16 hex digits that stand for what is run: equal for equal resolved recipes, whatever their text."""
-        data = {**resolved(self.recipe), "lengths": self.recipe.lengths.model_dump()}
+        from hashlib import sha256  # here, because every start would pay for it
+
+        data = {**resolved(self.recipe), "lengths": asdict(self.recipe.lengths)}
         del data["description"]
-        return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]
+        return sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def expand(recipe: Recipe) -> tuple[Cell, ...]:
     """The cells of a recipe's sweep, in the order that :class:`Sweep` describes; one cell without a sweep.
 
     Raises:
-        RecipeError: a cell that is no valid recipe, a key that is swept twice, an exclusion or a baseline that
-            fits no cell; the position is that of the line in the sweep. RecipeErrors for several of them.
+        RecipeError: a cell that is no valid recipe, a key that is swept twice, an exclusion or a baseline
+            that fits no cell; the position is in the sweep.
+        RecipeErrors: several of them.
     """
     if recipe.sweep is None:
         return (Cell(0, {}, recipe),)
@@ -81,7 +84,7 @@ def expand(recipe: Recipe) -> tuple[Cell, ...]:
 
 
 def _check_keys(recipe: Recipe, sweep: Sweep) -> None:
-    """Refuse keys that no recipe has, that are swept twice, or that are swept over nothing or the same twice."""
+    """Refuse keys that no recipe has, and keys that are swept twice, over nothing, or over equal values."""
     errors: list[RecipeError] = []
 
     def note(path: KeyPath, message: str) -> None:
@@ -106,7 +109,7 @@ def _check_keys(recipe: Recipe, sweep: Sweep) -> None:
         if repeated:
             note(("sweep", "axes", key), f"{shown(repeated[0])} stands twice")
     several(errors)
-    swept = {key for key in sweep.axes} | {key for entry in sweep.cells for key in entry}
+    swept = set(sweep.axes) | {key for entry in sweep.cells for key in entry}
     for path, key in mentions:
         inner = [other for other in sweep.axes if other != key and f"{key}.".startswith(f"{other}.")]
         if path[1] == "cells" and (inner or key in sweep.axes):
@@ -183,7 +186,7 @@ def _node(recipe: Recipe, path: KeyPath, value: Any) -> Node:
 
 
 def _cell_recipe(base: Node, settings: Mapping[str, Node], values: Mapping[str, Any]) -> Recipe:
-    """The recipe of one cell; an error that no value of the sweep holds alone names the cell it came up in."""
+    """The recipe of one cell; an error that no swept value holds alone names the cell it came up in."""
     tree = base
     for key, node in settings.items():
         tree = tree.merged(nested(split_key(key), node))
@@ -229,7 +232,9 @@ def _with_baselines(cells: list[Cell], recipe: Recipe) -> tuple[Cell, ...]:
         count = len(marked.get(group, []))
         if count != 1:
             example = cells[members[0]].key
-            message = f"sweep.baseline: marks {count or 'no'} cells of the group of {example!r}, where one is needed"
+            message = (
+                f"sweep.baseline: marks {count or 'no'} cells in the group of {example!r}: it must mark one"
+            )
             raise RecipeError(message, position)
     home = {index: marked[group][0] for group, members in groups.items() for index in members}
     return tuple(Cell(cell.index, cell.values, cell.recipe, baseline=home[cell.index]) for cell in cells)
@@ -243,12 +248,6 @@ def _value(values: Mapping[str, Any], data: Mapping[str, Any], key: str) -> Any:
     for step in key.split("."):
         found = found.get(step) if isinstance(found, Mapping) else None
     return found["name"] if key == "device" and isinstance(found, Mapping) else found
-
-
-def _short(key: str) -> str:
-    """The last part of a dotted key, or its section where the last part alone says nothing."""
-    *around, last = key.split(".")
-    return around[-1] if around and last in ("name", "kind", "scheme", "backend", "policy") else last
 
 
 def _text(value: Any) -> str:

@@ -6,40 +6,54 @@ from typing import Any
 
 import yaml
 
+from mem_gpt_cli.recipe.document import add_core_resolvers
 from mem_gpt_cli.recipe.schema import Recipe
 
 
 def resolved(recipe: Recipe) -> dict[str, Any]:
-    """Every key of a recipe with its value, defaults included, in types that JSON knows; no ``sweep`` if none."""
+    """Every key of a recipe with its value, defaults included, in types that JSON knows."""
     data = recipe.model_dump(mode="json")
+    # The one key that says nothing by its default.
     if recipe.sweep is None:
         del data["sweep"]
     return data
 
 
 def to_yaml(recipe: Recipe) -> str:
-    """A recipe as YAML that loads to the same recipe again."""
-    return yaml.dump(resolved(recipe), Dumper=_CoreDumper, sort_keys=False, allow_unicode=True, width=110)
+    """A recipe as YAML that loads to an equal recipe, by the rules of YAML 1.1 as well as 1.2."""
+    return yaml.dump(resolved(recipe), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
 
 
-class _CoreDumper(yaml.SafeDumper):
-    """Quotes what PyYAML's YAML 1.1 would misread, and writes floats so that YAML 1.1 and 1.2 agree on them."""
+class _Dumper(yaml.SafeDumper):
+    """Quotes texts that either version of YAML would read as something else, such as ``1e-4`` and ``no``."""
+
+    def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002
+        return True
+
+    def increase_indent(self, flow: bool = False, indentless: bool = False) -> None:  # noqa: ARG002
+        super().increase_indent(flow, False)  # lists stand below their key, as in the shipped recipes
+
+
+add_core_resolvers(_Dumper)
 
 
 def json_schema() -> dict[str, Any]:
     """The JSON Schema (draft 2020-12) of a recipe file, with ``extends`` and the short forms."""
     schema = Recipe.model_json_schema()
-    properties = schema["properties"]
+    properties, sections = schema["properties"], schema["$defs"]
     extends = {
         "type": "string",
-        "description": "A recipe file (relative to this one) or a shipped recipe's name that this one changes.",
+        "description": "The recipe that this one changes: a file beside it, or a shipped recipe's name.",
     }
-    device = properties["device"]
-    long_form = {key: value for key, value in device.items() if key == "$ref"}
-    name = {"type": "string", "description": "Short for {name: ...}: cpu, cuda, cuda:N or the name of a GPU."}
-    properties["device"] = {"anyOf": [long_form, name], "description": "Where it runs."}
-    memory = schema["$defs"]["Budget"]["properties"]["memory"]
+    long_form = {"$ref": "#/$defs/Device"}
+    short_form = {"type": "string", "description": "Short for {name: ...}."}
+    properties["device"] = {"anyOf": [short_form, long_form], "description": "Where it runs."}
+    memory = sections["Budget"]["properties"]["memory"]
     size = {"type": "string", "pattern": r"^\s*\d+(\.\d+)?\s*([kKmMgGtT]?[iI]?[bB])?\s*$"}
     memory["anyOf"] = [memory["anyOf"][0], size, {"type": "null"}]
-    schema["properties"] = {"extends": extends, **properties}
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "memgpt recipe"}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **schema,
+        "title": "memgpt recipe",
+        "properties": {"extends": extends, **properties},
+    }
