@@ -1,0 +1,144 @@
+"""``memgpt recipes``: the shipped recipes, what one resolves to, whether files are valid, the JSON Schema."""
+
+from __future__ import annotations
+
+import json as json_text
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, get_args
+
+import typer
+
+from mem_gpt_cli.cli import console
+from mem_gpt_cli.cli.options import Request, takes_recipe
+from mem_gpt_cli.errors import RecipeError, RecipeErrors, UsageError
+
+if TYPE_CHECKING:
+    from mem_gpt_cli.recipe import Cell
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    help="List, show and check recipes; print their JSON Schema for editors.",
+)
+
+
+@app.command("list")
+def list_(
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON array and nothing else.")] = False,
+) -> None:
+    """List the shipped recipes."""
+    from mem_gpt_cli.recipe import expand, load_recipe
+    from mem_gpt_cli.recipe.shipped import by_name
+
+    rows = []
+    for name, path in by_name().items():
+        recipe = load_recipe(path)
+        rows.append(
+            {
+                "name": name,
+                "model": recipe.model.name,
+                "task": recipe.task,
+                "cells": len(expand(recipe)),
+                "description": recipe.description,
+                "path": str(path),
+            }
+        )
+    if json:
+        print(json_text.dumps(rows, indent=2))
+        return
+    from rich.table import Table
+
+    table = Table("name", "model", "task", "cells", "description", box=None, pad_edge=False)
+    table.columns[3].justify = "right"
+    for row in rows:
+        table.add_row(*(str(row[column]) for column in ("name", "model", "task", "cells", "description")))
+    console.data().print(table)
+
+
+@app.command()
+@takes_recipe
+def show(request: Request) -> None:
+    """Print a recipe with everything it extends, every flag and every default filled in.
+
+    What is printed is a recipe again: save it to run exactly this.
+    """
+    from mem_gpt_cli.recipe import resolved, to_yaml
+
+    if request.csv:
+        raise UsageError("--csv belongs to commands that answer with a row: leave it out")
+    recipe = request.recipe()
+    print(json_text.dumps(resolved(recipe), indent=2) if request.json else to_yaml(recipe).rstrip())
+
+
+@app.command()
+def validate(
+    files: Annotated[
+        list[str], typer.Argument(help="Recipe files, or names of shipped recipes.", metavar="FILES...")
+    ],
+) -> None:
+    """Check recipes: each key and value, each cell of a sweep, and which lenses can answer.
+
+    Prints a line a file to stdout, the errors to stderr, and ends with exit code 2 when a file is bad.
+    """
+    verdicts = [check(name) for name in files]
+    for verdict in verdicts:
+        print(f"{'bad' if verdict.errors else 'ok '}  {verdict.name}  {verdict.summary}")
+        for error in verdict.errors:
+            typer.echo(f"memgpt: error: {error}", err=True)
+    if any(verdict.errors for verdict in verdicts):
+        raise typer.Exit(RecipeError.exit_code)
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of a recipe, for editors that complete and check YAML."""
+    from mem_gpt_cli.recipe import json_schema
+
+    print(json_text.dumps(json_schema(), indent=2))
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What is to be said of one recipe file."""
+
+    name: str
+    summary: str
+    errors: tuple[RecipeError, ...] = ()
+
+
+def check(name: str) -> Verdict:
+    """Load and expand the recipe ``name``, and find out which lenses answer for all of its cells."""
+    from mem_gpt_cli.recipe import expand, load_recipe
+
+    try:
+        cells = expand(load_recipe(Path(name)))
+        lenses = _lenses(cells)
+    except RecipeErrors as found:
+        return Verdict(name, f"{len(found.errors)} errors", found.errors)
+    except RecipeError as error:
+        return Verdict(name, "1 error", (error,))
+    return Verdict(name, f"{len(cells)} {'cell' if len(cells) == 1 else 'cells'}, {', '.join(lenses)}")
+
+
+def _lenses(cells: tuple[Cell, ...]) -> list[str]:
+    """The lenses that answer for every cell.
+
+    Raises:
+        RecipeError: there is none; it says what stands in the way of the most willing one, ``estimate``.
+    """
+    from mem_gpt_cli.recipe import refuse_unavailable
+    from mem_gpt_cli.recipe.availability import Lens
+
+    willing = []
+    for lens in get_args(Lens):
+        try:
+            for cell in cells:
+                refuse_unavailable(cell.recipe, lens)
+        except RecipeError:
+            continue
+        willing.append(lens)
+    if not willing:
+        for cell in cells:
+            refuse_unavailable(cell.recipe, "estimate")
+    return willing
