@@ -1,0 +1,160 @@
+"""The ledger of storages: a dispatch mode that sees each tensor storage come and go.
+
+It works on fake tensors (the trace) and on real ones (the profile) alike, because it counts what the
+operators return and when the last reference to a storage goes, and never looks at data.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from mem_gpt_cli.ledger.log import EventLog
+from mem_gpt_cli.ledger.modules import ModulePath
+
+KernelBuffers = Callable[[Any, tuple[Any, ...], Mapping[str, Any], Any], int]
+
+
+class Ledger(TorchDispatchMode):
+    """Counts the bytes of every live storage while it is entered.
+
+    Args:
+        logits_width: size of the vocabulary; a buffer whose last dimension is that wide, and which is no
+            weight or gradient, is counted as ``logits``.
+        kernel_buffers: bytes that a kernel allocates and frees inside one operator, which no tensor shows:
+            called with the operator, its arguments and its result. ``None`` where the kernels really run.
+        on_birth: called with the storage's number and the tensor at each birth.
+    """
+
+    def __init__(
+        self,
+        logits_width: int | None = None,
+        kernel_buffers: KernelBuffers | None = None,
+        on_birth: Callable[[int, torch.Tensor], None] | None = None,
+    ) -> None:
+        super().__init__()
+        self.log = EventLog()
+        self.modules = ModulePath()
+        self._logits_width = logits_width
+        self._kernel_buffers = kernel_buffers
+        self._on_birth = on_birth
+        self._numbers: dict[int, int] = {}
+        self._watches: dict[int, weakref.ref[torch.UntypedStorage]] = {}
+        self._names: dict[Any, str] = {}
+        self._paused = False
+
+    # -- what the workload says
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """A phase of the report: the events until its end belong to it."""
+        if not self._paused:
+            self.log.enter(name)
+        yield
+
+    def mark(self, component: str, tensors: Iterable[torch.Tensor | None]) -> None:
+        """The tensors' storages belong to a component; those not seen yet are born now."""
+        for tensor in tensors:
+            if tensor is None:
+                continue
+            for leaf in _plain(tensor):
+                number = self._number(leaf)
+                if number is not None:
+                    self.log.label(number, component)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """What is born inside is not counted unless it is marked afterwards; what dies inside is."""
+        before, self._paused = self._paused, True
+        try:
+            yield
+        finally:
+            self._paused = before
+
+    # -- what torch says
+
+    def __enter__(self) -> Ledger:
+        self.modules.attach()
+        super().__enter__()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        super().__exit__(*exc)  # type: ignore[arg-type]
+        self.modules.detach()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run the operator, then count the storages in its result."""
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        if self._paused:
+            return result
+        name = self._names.get(func)
+        if name is None:
+            name = self._names[func] = str(func).removesuffix(".default")
+        self.log.operate(name, self.modules.current())
+        if isinstance(result, torch.Tensor):
+            self._count(result)
+        elif isinstance(result, (tuple, list)):
+            for item in result:
+                if isinstance(item, torch.Tensor):
+                    self._count(item)
+        if self._kernel_buffers is not None:
+            nbytes = self._kernel_buffers(func, args, kwargs, result)
+            if nbytes:
+                inner = self.log.storage(nbytes, "workspace")
+                self.log.birth(inner)
+                self.log.death(inner)
+        return result
+
+    def _count(self, tensor: torch.Tensor) -> None:
+        for leaf in _plain(tensor):
+            self._number(leaf)
+
+    def _number(self, tensor: torch.Tensor) -> int | None:
+        """The number of the tensor's storage, counting it now if it is new; ``None`` for an empty one."""
+        if tensor.device.type == "meta":
+            return None
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        number = self._numbers.get(key)
+        if number is not None:
+            return number
+        nbytes = storage.nbytes()
+        if nbytes == 0:
+            return None
+        number = self.log.storage(nbytes, self._born_as(tensor))
+        self._numbers[key] = number
+        self._watches[key] = weakref.ref(storage, lambda _, key=key: self._free(key))  # type: ignore[misc]
+        self.log.birth(number)
+        if self._on_birth is not None:
+            self._on_birth(number, tensor)
+        return number
+
+    def _born_as(self, tensor: torch.Tensor) -> str | None:
+        wide = self._logits_width is not None and tensor.dim() > 1 and tensor.shape[-1] == self._logits_width
+        return "logits" if wide else None
+
+    def _free(self, key: int) -> None:
+        self._watches.pop(key, None)
+        self.log.death(self._numbers.pop(key))
+
+
+def _plain(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
+    """The plain tensors that hold a tensor's bytes: itself, or the parts of a wrapper subclass.
+
+    A fake tensor is a subclass too, but has a storage of its own.
+    """
+    flatten = getattr(type(tensor), "__tensor_flatten__", None)
+    if flatten is None:
+        yield tensor
+        return
+    names, _ = tensor.__tensor_flatten__()  # type: ignore[attr-defined]
+    for name in names:
+        yield from _plain(getattr(tensor, name))

@@ -1,0 +1,63 @@
+"""Which module of the model an operator runs in, in forward and in backward."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.nn.modules.module import (
+    register_module_forward_hook,
+    register_module_forward_pre_hook,
+)
+from torch.utils.hooks import RemovableHandle
+
+
+class ModulePath:
+    """The path of the innermost module that runs.
+
+    In forward a stack of hooks knows it. Each autograd node carries the sequence number that was current
+    when its forward ran, so backward is looked up by the number of the node that runs: torch's profiler
+    links forward and backward in the same way.
+    """
+
+    def __init__(self) -> None:
+        self._paths: dict[int, str] = {}
+        self._stack: list[str] = []
+        self._forward: dict[int, str] = {}
+        self._handles: list[RemovableHandle] = []
+
+    def name(self, model: torch.nn.Module) -> None:
+        """Learn the paths of a model's modules."""
+        self._paths = {id(module): path for path, module in model.named_modules()}
+
+    def attach(self) -> None:
+        """Begin to watch every module call of the process."""
+        self._handles = [
+            register_module_forward_pre_hook(self._push),
+            register_module_forward_hook(self._pop, always_call=True),
+        ]
+
+    def detach(self) -> None:
+        """Stop watching."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+        self._stack.clear()
+
+    def current(self) -> str:
+        """The path now; empty outside the model."""
+        node = torch._C._current_autograd_node()
+        if self._stack:
+            path = self._stack[-1]
+            if node is None and path:
+                self._forward[torch.autograd._get_sequence_nr() - 1] = path
+            return path
+        return "" if node is None else self._forward.get(node._sequence_nr(), "")
+
+    def _push(self, module: torch.nn.Module, _: Any) -> None:
+        path = self._paths.get(id(module))
+        self._stack.append(path if path is not None else (self._stack[-1] if self._stack else ""))
+
+    def _pop(self, *_: Any) -> None:
+        if self._stack:
+            self._stack.pop()

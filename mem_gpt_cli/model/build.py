@@ -1,0 +1,116 @@
+"""From a model's config to a torch model that owns its memory."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import torch
+
+from mem_gpt_cli.errors import UnsupportedError, UsageError
+from mem_gpt_cli.model.source import ModelSource
+from mem_gpt_cli.recipe.schema import Recipe
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+EXPERTS = {"eager": "eager", "grouped": "grouped_mm", "batched": "batched_mm"}
+_DROPOUT = re.compile(r"(^|_)(drop|dropout|pdrop|dropout_prob)$")
+_NOT_OF_THE_DECODER = re.compile(r"classifier|layerdrop|summary")
+
+
+def transformers_config(source: ModelSource, recipe: Recipe) -> Any:
+    """The model's config as transformers knows it, with the recipe's dropout and expert code.
+
+    Raises:
+        UnsupportedError: for a model type that this transformers does not know, or knows as no causal LM.
+        UsageError: for values that the config class refuses.
+    """
+    from transformers import CONFIG_MAPPING
+
+    model_type = str(source.config.get("model_type"))
+    if model_type not in CONFIG_MAPPING:
+        raise UnsupportedError(
+            f"{source.name}: the installed transformers knows no model type {model_type!r}; a newer one may"
+        )
+    try:
+        config = CONFIG_MAPPING[model_type].from_dict(dict(source.config))
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        raise UsageError(f"{source.name}: transformers refuses this config: {_first_line(error)}") from error
+    except Exception as error:  # huggingface_hub's strict dataclasses raise their own kinds
+        if "Validation" not in type(error).__name__:
+            raise
+        raise UsageError(f"{source.name}: transformers refuses this config: {_first_line(error)}") from error
+    if recipe.model.dropout is not None:
+        set_dropout(config, recipe.model.dropout)
+    return config
+
+
+def set_dropout(config: Any, probability: float) -> None:
+    """Replace every dropout probability of a decoder's config."""
+    for key, value in list(vars(config).items()):
+        if _DROPOUT.search(key) and not _NOT_OF_THE_DECODER.search(key) and isinstance(value, int | float):
+            setattr(config, key, probability)
+
+
+def build_on_meta(source: ModelSource, recipe: Recipe) -> torch.nn.Module:
+    """The model without memory: every tensor on torch's ``meta`` device."""
+    from transformers import AutoModelForCausalLM
+    from transformers.initialization import no_init_weights
+
+    config = transformers_config(source, recipe)
+    options: dict[str, Any] = {"attn_implementation": recipe.attention.backend}
+    if recipe.model.experts != "auto":
+        options["experts_implementation"] = EXPERTS[recipe.model.experts]
+    with torch.device("meta"), no_init_weights():
+        try:
+            model = AutoModelForCausalLM.from_config(config, dtype=DTYPES[recipe.model.dtype], **options)
+        except ValueError as error:
+            raise UnsupportedError(f"{source.name}: {_first_line(error)}") from error
+    if recipe.checkpointing.policy == "full":
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return model  # type: ignore[no-any-return]
+
+
+def materialise(model: torch.nn.Module, device: torch.device) -> None:
+    """Give every parameter and buffer memory of its own; tied ones stay tied.
+
+    ``Module.to_empty`` would untie them, because it makes a new tensor for each name.
+    """
+    memo: dict[int, torch.Tensor] = {}
+
+    def real(tensor: torch.Tensor) -> torch.Tensor:
+        if id(tensor) not in memo:
+            empty = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
+            if isinstance(tensor, torch.nn.Parameter):
+                empty = torch.nn.Parameter(empty, requires_grad=tensor.requires_grad)
+                empty.__dict__.update(tensor.__dict__)
+            memo[id(tensor)] = empty
+        return memo[id(tensor)]
+
+    for module in model.modules():
+        for table in (module._parameters, module._buffers):
+            for name, tensor in list(table.items()):
+                if tensor is not None:
+                    table[name] = real(tensor)  # type: ignore[assignment]
+
+
+def build(source: ModelSource, recipe: Recipe, device: torch.device | None = None) -> torch.nn.Module:
+    """The model of a recipe, with real weights where they are local and wanted, else random ones.
+
+    Under ``FakeTensorMode`` this is the same code, and no byte is taken.
+    """
+    device = device or torch.device(recipe.device.name)
+    model = build_on_meta(source, recipe)
+    materialise(model, device)
+    initialise(model)
+    return model
+
+
+def initialise(model: torch.nn.Module) -> None:
+    """Fill weights and buffers as transformers initialises them, in place."""
+    for module in model.modules():
+        module.__dict__.pop("_is_hf_initialized", None)
+    model.initialize_weights()  # type: ignore[operator]
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

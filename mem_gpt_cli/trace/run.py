@@ -1,0 +1,90 @@
+"""One run of the workload on fake tensors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from mem_gpt_cli.kv_cache.storage import cache_tensors
+from mem_gpt_cli.ledger import EventLog, Ledger
+from mem_gpt_cli.model.build import build_on_meta, initialise, materialise
+from mem_gpt_cli.model.source import ModelSource
+from mem_gpt_cli.recipe.schema import Recipe
+from mem_gpt_cli.trace.kernels import kernel_buffers
+from mem_gpt_cli.trace.faithful import like_the_real_run
+from mem_gpt_cli.workload import Inference, workload_of
+
+RECORDED_STEPS = 2
+"""Decode steps recorded at either end of a shortened generation."""
+
+
+@dataclass(frozen=True)
+class FakeRun:
+    """What a fake run leaves: its events and the numbers of the model that ran."""
+
+    log: EventLog
+    parameters: int
+    architecture: str
+
+
+def fake_run(source: ModelSource, recipe: Recipe, *, every_step: bool) -> FakeRun:
+    """Run the recipe's workload on fake tensors and record its memory.
+
+    Args:
+        source: the model, at the depth that is to run.
+        recipe: the options and the sizes.
+        every_step: run each decode step; else only those at the two ends of the generation.
+    """
+    meta = build_on_meta(source, recipe)
+    with FakeTensorMode(allow_non_fake_inputs=True), like_the_real_run():
+        ledger = Ledger(logits_width=vocabulary(meta), kernel_buffers=kernel_buffers())
+        ledger.modules.name(meta)
+        workload = workload_of(recipe)
+        with ledger:
+            with ledger.phase("load"):
+                materialise(meta, torch.device("cpu"))
+                ledger.mark("weights", [*meta.parameters(), *meta.buffers()])
+                initialise(meta)
+            workload.prepare(meta, ledger)
+            length = workload.lengths.prompt
+            tokens = torch.zeros(recipe.workload.batch, length, dtype=torch.long)
+            if isinstance(workload, Inference) and not every_step:
+                ends_only(workload, meta, tokens, ledger)
+            else:
+                workload.run(meta, tokens, ledger)
+    return FakeRun(
+        log=ledger.log,
+        parameters=sum(p.numel() for p in meta.parameters()),
+        architecture=type(meta).__name__,
+    )
+
+
+def ends_only(workload: Inference, model: torch.nn.Module, tokens: torch.Tensor, ledger: Ledger) -> None:
+    """The prefill and the first and last decode steps.
+
+    Between them the cache only grows, so it is made anew by one unrecorded prefill of the longer sequence;
+    one unrecorded decode step after it brings a sliding window's buffers to the size that they keep.
+    """
+    if workload.decode_steps <= 2 * RECORDED_STEPS:
+        workload.run(model, tokens, ledger)
+        return
+    state = workload.prefill(model, tokens, ledger)
+    for _ in range(RECORDED_STEPS):
+        state = workload.decode(model, state, ledger)
+    del state
+    batch, prompt = tokens.shape
+    with ledger.paused():
+        longer = torch.zeros(batch, prompt + workload.decode_steps - RECORDED_STEPS - 1, dtype=torch.long)
+        state = workload.prefill(model, longer, ledger)
+        state = workload.decode(model, state, ledger)
+    ledger.mark("kv_cache", cache_tensors(state.cache))
+    for _ in range(RECORDED_STEPS):
+        state = workload.decode(model, state, ledger)
+
+
+def vocabulary(model: torch.nn.Module) -> int | None:
+    """The width of the model's logits."""
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    return None if head is None else int(head.weight.shape[0])

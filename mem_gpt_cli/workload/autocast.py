@@ -1,0 +1,18 @@
+"""Mixed precision by torch's own autocast."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+
+from mem_gpt_cli.recipe.schema import Recipe
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def autocast(recipe: Recipe) -> AbstractContextManager[None]:
+    """The autocast context of a recipe; does nothing where it asks for none."""
+    if recipe.workload.autocast == "none":
+        return nullcontext()
+    return torch.autocast(recipe.device.type, dtype=DTYPES[recipe.workload.autocast])

@@ -1,0 +1,84 @@
+"""Inference: a prefill of the prompt, then one token after the other."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import KeysView
+from typing import Any, NamedTuple
+
+import torch
+
+from mem_gpt_cli.kv_cache.storage import cache_tensors
+from mem_gpt_cli.recipe.schema import Recipe
+from mem_gpt_cli.workload.autocast import autocast
+from mem_gpt_cli.workload.observer import Observer
+
+
+class State(NamedTuple):
+    """A generation under way: all tokens so far, ``[batch, length]``, and the model's cache of them."""
+
+    sequence: torch.Tensor
+    cache: Any
+
+
+class Inference:
+    """Greedy generation of ``lengths.new`` tokens for ``batch`` prompts of ``lengths.prompt`` tokens.
+
+    The first new token comes out of the prefill; each of the others is one ``decode`` step, with the cache
+    of the steps before it or, without a cache, over the whole sequence again.
+    """
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+        self.lengths = recipe.lengths
+        self.use_cache = recipe.kv_cache.kind != "none"
+
+    @property
+    def decode_steps(self) -> int:
+        """Decode steps after the prefill."""
+        return self.lengths.new - 1
+
+    def prepare(self, model: torch.nn.Module, observer: Observer) -> None:
+        """Set the model to inference."""
+        del observer
+        model.eval()
+
+    def run(self, model: torch.nn.Module, tokens: torch.Tensor, observer: Observer) -> torch.Tensor:
+        """Generate; ``tokens`` is the prompt, ``[batch, prompt]``; returns ``[batch, prompt + new]``."""
+        state = self.prefill(model, tokens, observer)
+        for _ in range(self.decode_steps):
+            state = self.decode(model, state, observer)
+        return state.sequence
+
+    def prefill(self, model: torch.nn.Module, tokens: torch.Tensor, observer: Observer) -> State:
+        """The prompt in one pass, and the first new token."""
+        with observer.phase("prefill"):
+            return self._forward(model, State(tokens, None), tokens, observer)
+
+    def decode(self, model: torch.nn.Module, state: State, observer: Observer) -> State:
+        """One more token."""
+        with observer.phase("decode"):
+            tokens = state.sequence[:, -1:] if self.use_cache else state.sequence
+            return self._forward(model, state, tokens, observer)
+
+    @torch.no_grad()
+    def _forward(
+        self, model: torch.nn.Module, state: State, tokens: torch.Tensor, observer: Observer
+    ) -> State:
+        options: dict[str, Any] = {"use_cache": self.use_cache}
+        if state.cache is not None:
+            options["past_key_values"] = state.cache
+        if self.recipe.workload.logits == "last" and "logits_to_keep" in accepted_arguments(model):
+            options["logits_to_keep"] = 1
+        with autocast(self.recipe):
+            outputs = model(input_ids=tokens, **options)
+        observer.mark("logits", [outputs.logits])
+        cache = outputs.get("past_key_values") if self.use_cache else None
+        observer.mark("kv_cache", cache_tensors(cache))
+        token = outputs.logits[:, -1, :].argmax(dim=-1, keepdim=True)
+        return State(torch.cat([state.sequence, token], dim=1), cache)
+
+
+def accepted_arguments(model: torch.nn.Module) -> KeysView[str]:
+    """The names of the arguments of a model's forward."""
+    return inspect.signature(model.forward).parameters.keys()
