@@ -28,12 +28,8 @@ def row(lines: list[str], label: str) -> list[str]:
 
 def wide(lens: str) -> MemoryReport:
     """Figures as wide as they come, in every phase of a training."""
-    phases = tuple(
-        phase(
-            name, weights=1010 * GIB, optimizer_state=99 * GIB + 1, logits=1023, gradients=1023 * 1024, workspace=7
-        )
-        for name in ("load", "forward", "backward", "optimizer_step")
-    )
+    held = {"weights": 1010 * GIB, "optimizer_state": 99 * GIB + 1, "logits": 1023, "workspace": 1023 * 2**20}
+    phases = tuple(phase(name, **held) for name in ("load", "forward", "backward", "optimizer_step"))
     return replace(
         training(lens), phases=phases, model=replace(training().model, name="org/" + "long-name-" * 4)
     )

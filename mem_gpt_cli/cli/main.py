@@ -56,6 +56,7 @@ def _load(name: str) -> Any:
 
 app = typer.Typer(
     cls=LazySubcommands,
+    no_args_is_help=True,
     pretty_exceptions_enable=False,
     pretty_exceptions_show_locals=False,
     help="Predict, trace and measure where the memory of GPT-style transformers goes.",
@@ -88,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 def run(arguments: Sequence[str]) -> int:
     """Run ``memgpt`` and return its exit code; no exception leaves but ``SystemExit``."""
     try:
-        code = get_command(app).main(list(arguments) or ["--help"], prog_name="memgpt", standalone_mode=False)
+        code = get_command(app).main(list(arguments), prog_name="memgpt", standalone_mode=False)
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except RecipeErrors as errors:
@@ -96,7 +97,8 @@ def run(arguments: Sequence[str]) -> int:
     except MemgptError as error:
         return _fail(error, [str(error)], error.exit_code)
     except typer.TyperException as error:
-        return _fail(error, [error.format_message()], error.exit_code)
+        # Without a message the error was that nothing was asked, and the answer, the help, is shown already.
+        return _fail(error, [error.format_message()] if error.message else [], error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         return INTERRUPTED
     except BrokenPipeError:

@@ -104,7 +104,7 @@ def _request(
     return Request(
         source=recipe or recipe_file,
         overrides=tuple(set_ or ()),
-        flags={key: value for key, value in values.items() if value is not None},
+        flags={key: _value(key, text) for key, text in values.items() if text is not None},
         json=json,
         csv=csv,
     )
@@ -119,7 +119,7 @@ def _shared() -> tuple[inspect.Parameter, ...]:
             typer.Argument(help="A recipe file, or the name of a shipped recipe.", metavar="RECIPE"),
         ),
         _parameter("recipe_file", str, _option("--recipe", "The same as a flag.", "FILE")),
-        *(_parameter(_name(flag), *_key_option(flag, key)) for flag, key in FLAGS.items()),
+        *(_parameter(_name(flag), str, _key_option(flag, key)) for flag, key in FLAGS.items()),
         _parameter(
             "set_",
             list[str],
@@ -132,14 +132,19 @@ def _shared() -> tuple[inspect.Parameter, ...]:
     )
 
 
-def _key_option(flag: str, key: str) -> tuple[Any, Any]:
-    """Type and option of a flag, taken from the recipe's own declaration of the key."""
+def _key_option(flag: str, key: str) -> Any:
+    """The option of a flag, described as the recipe describes the key.
+
+    Its value stays a text: the recipe reads and refuses it, so that a flag and a file get the same answer.
+    """
     field = _field(key)
-    kind, text = _plain_type(field), field.description or ""
-    choices = get_args(kind)
-    if len("|".join(choices)) > _LONGEST_METAVAR:
-        return kind, _option(f"--{flag}", f"One of {', '.join(choices)}. {text}", "NAME")
-    return kind, _option(f"--{flag}", text, None)
+    choices, text = _choices(field), field.description or ""
+    metavar = "N" if _is_count(field) else "TEXT"
+    if choices and len("|".join(choices)) > _LONGEST_METAVAR:
+        metavar, text = "NAME", f"One of {', '.join(choices)}. {text}"
+    elif choices:
+        metavar = "|".join(choices)
+    return _option(f"--{flag}", text, metavar, autocompletion=(lambda: choices) if choices else None)
 
 
 def _field(key: str) -> FieldInfo:
@@ -150,19 +155,30 @@ def _field(key: str) -> FieldInfo:
     return model.model_fields[last]  # type: ignore[no-any-return]
 
 
-def _plain_type(field: FieldInfo) -> Any:
-    """What the terminal's text is turned into: a choice, an ``int``, or left for the recipe to read."""
+def _layers(field: FieldInfo) -> list[Any]:
+    """Everything that an annotation is made of: ``int``, ``None`` and the metadata of ``Positive | None``."""
     layers = [field.annotation, *field.metadata]
     for layer in layers:
         layers.extend(get_args(layer))
-    if any(isinstance(layer, BeforeValidator) for layer in layers):
-        return str
-    choice = next((layer for layer in layers if get_origin(layer) is Literal), None)
-    return choice or (int if int in layers else str)
+    return layers
 
 
-def _option(name: str, text: str, metavar: str | None) -> Any:
-    return typer.Option(name, help=text, metavar=metavar, rich_help_panel=_PANEL, show_default=False)
+def _choices(field: FieldInfo) -> list[str]:
+    return [choice for layer in _layers(field) if get_origin(layer) is Literal for choice in get_args(layer)]
+
+
+def _is_count(field: FieldInfo) -> bool:
+    layers = _layers(field)
+    return int in layers and not any(isinstance(layer, BeforeValidator) for layer in layers)
+
+
+def _value(key: str, text: str) -> str | int:
+    """The number where the key is one and the text is too; else the text, which the recipe may refuse."""
+    return int(text) if _is_count(_field(key)) and text.removeprefix("-").isdecimal() else text
+
+
+def _option(name: str, text: str, metavar: str, **more: Any) -> Any:
+    return typer.Option(name, help=text, metavar=metavar, rich_help_panel=_PANEL, show_default=False, **more)
 
 
 def _parameter(name: str, kind: Any, declaration: Any, default: Any = None) -> inspect.Parameter:

@@ -1,0 +1,97 @@
+"""Predict, trace and measure where the memory of GPT-style transformers goes.
+
+    import mem_gpt_cli as memgpt
+
+    report = memgpt.estimate("recipe.yaml")  # or trace(...), or profile(...)
+    model = memgpt.load({"model": {"name": "memgpt-tiny"}})
+
+A recipe is a ``Recipe``, the path or the name of a recipe file, or a mapping of its keys. No torch is
+imported before one of the others is called: ``estimate`` never needs it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+# Each lens is a room and a function here, of one name. The first import of a submodule makes it an attribute
+# of its package: it must happen before the functions are defined, or it would replace them later.
+import mem_gpt_cli.estimate as _estimate
+import mem_gpt_cli.profile as _profile
+import mem_gpt_cli.trace as _trace
+from mem_gpt_cli._version import __version__
+
+if TYPE_CHECKING:
+    from mem_gpt_cli.recipe.schema import Recipe
+    from mem_gpt_cli.report.model import MemoryReport
+
+__all__ = ["MemoryReport", "Recipe", "__version__", "estimate", "load", "profile", "trace"]
+
+_LAZY = {"MemoryReport": "mem_gpt_cli.report.model", "Recipe": "mem_gpt_cli.recipe.schema"}
+
+
+def estimate(recipe: Recipe | Mapping[str, Any] | str | Path) -> MemoryReport:
+    """Predict in closed form, without torch.
+
+    Raises:
+        MemgptError: for a recipe that cannot be used or a model that has no formula.
+    """
+    return _estimate.estimate(_recipe(recipe))
+
+
+def trace(
+    recipe: Recipe | Mapping[str, Any] | str | Path,
+    *,
+    full_depth: bool = False,
+    events: Path | None = None,
+) -> MemoryReport:
+    """Predict by running the real code on fake tensors; see ``mem_gpt_cli.trace.trace``.
+
+    Raises:
+        MemgptError: for a recipe that cannot be used or a model that cannot be traced.
+    """
+    return _trace.trace(_recipe(recipe), full_depth=full_depth, events=events)
+
+
+def profile(recipe: Recipe | Mapping[str, Any] | str | Path, **options: Any) -> MemoryReport:
+    """Measure by running for real on the recipe's device; ``options`` are ``mem_gpt_cli.profile.profile``'s.
+
+    Raises:
+        MemgptError: for a recipe that cannot be used or a device that is not there.
+    """
+    return _profile.profile(_recipe(recipe), **options)
+
+
+def load(recipe: Recipe | Mapping[str, Any] | str | Path) -> Any:
+    """The recipe's model as a ``torch.nn.Module``, with its weights and options, ready to generate.
+
+    Raises:
+        MemgptError: for a recipe that cannot be used, or weights that are not to be had.
+    """
+    from mem_gpt_cli.model import resolve
+    from mem_gpt_cli.model.build import build
+
+    loaded = _recipe(recipe)
+    return build(resolve(loaded.model), loaded)
+
+
+def _recipe(given: Recipe | Mapping[str, Any] | str | Path) -> Recipe:
+    from mem_gpt_cli.recipe import Recipe, load_recipe
+
+    if isinstance(given, Recipe):
+        return given
+    if isinstance(given, Mapping):
+        return load_recipe(flags=given)
+    return load_recipe(given)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_LAZY[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})
