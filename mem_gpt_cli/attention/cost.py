@@ -1,0 +1,62 @@
+"""Which attention kernel runs, and what its scores and masks take."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+Kernel = Literal["eager", "fused", "math"]
+
+BOOL = 1
+
+
+def kernel(
+    backend: str, device: str, *, dropout: float, equal_widths: bool, masked: bool, query_bytes: int = 4
+) -> Kernel:
+    """What ``F.scaled_dot_product_attention`` picks: one fused kernel, or products and a softmax (``math``).
+
+    On CPU the fused kernel takes no dropout and needs keys as wide as values
+    (aten/src/ATen/native/transformers/sdp_utils_cpp.cpp). On CUDA flash or the memory-efficient kernel serves
+    both; flash takes neither a mask nor fp32, the efficient one takes them, and neither makes the scores
+    (aten/src/ATen/native/transformers/cuda/sdp_utils.cpp).
+
+    Args:
+        backend: the recipe's ``attention.backend``.
+        device: ``cpu`` or ``cuda``.
+        dropout: probability that is in force (0 in inference).
+        equal_widths: whether a value head is as wide as a key head.
+        masked: whether a mask is passed beside the causal flag.
+        query_bytes: width of one element of the queries.
+    """
+    if backend == "eager":
+        return "eager"
+    if device == "cpu":
+        return "fused" if not dropout and equal_widths else "math"
+    del masked, query_bytes
+    return "fused"
+
+
+def score_bytes(batch: int, heads: int, queries: int, keys: int, item: int) -> int:
+    """Bytes of one score matrix of every head: what eager attention makes, and a fused kernel does not."""
+    return batch * heads * queries * keys * item
+
+
+def mask_bytes(batch: int, queries: int, keys: int, item: int = BOOL) -> int:
+    """Bytes of a mask that all heads share, ``[batch, 1, queries, keys]``."""
+    return batch * queries * keys * item
+
+
+def needs_mask(backend: str, queries: int, keys: int, window: int | None) -> bool:
+    """Whether transformers makes a mask for this layer (``masking_utils._ignore_causal_mask_sdpa``).
+
+    Eager attention always gets one. For sdpa the causal flag stands in for it, unless a window cuts keys off.
+    """
+    if backend == "eager":
+        return True
+    if window is not None and keys >= window:
+        return True
+    return queries not in (1, keys)
+
+
+def causal_score_flops(batch: int, heads: int, queries: int, keys: int, key_dim: int, value_dim: int) -> int:
+    """Floating-point operations of scores and weighted values, two a multiply-add, all pairs counted."""
+    return 2 * batch * heads * queries * keys * (key_dim + value_dim)

@@ -1,0 +1,66 @@
+"""What a reader of an estimate should be told before they believe it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from mem_gpt_cli.quantization import cost as quantization_cost
+from mem_gpt_cli.recipe.schema import Recipe
+
+if TYPE_CHECKING:
+    from mem_gpt_cli.model import ModelSource
+    from mem_gpt_cli.model.architecture import Architecture
+
+
+def caveats(recipe: Recipe, source: ModelSource, architecture: Architecture) -> tuple[str, ...]:
+    """The warnings of a report by formula, in the order in which they matter."""
+    return (
+        *_positions(recipe, source, architecture),
+        *_windows(recipe, architecture),
+        *_experts(architecture),
+        *_quantization(recipe, architecture),
+        *source.notes,
+    )
+
+
+def _positions(recipe: Recipe, source: ModelSource, architecture: Architecture) -> Iterator[str]:
+    limit, length = architecture.max_positions, recipe.lengths.seq
+    if limit is None or length <= limit:
+        return
+    if architecture.learned_positions:
+        yield (
+            f"{source.name}'s learned positions end at {limit:,}: a run with {length:,} tokens fails; "
+            "the figures are for a model with as many positions as the run has tokens"
+        )
+    else:
+        yield f"{source.name} was made for {limit:,} positions: {length:,} tokens run, but beyond what it learned"
+
+
+def _windows(recipe: Recipe, architecture: Architecture) -> Iterator[str]:
+    lengths = recipe.lengths
+    for window in sorted({w for x in architecture.layers if (w := x.attention.window)}):
+        count = sum(layer.attention.window == window for layer in architecture.layers)
+        if recipe.task == "inference" and lengths.seq > window and recipe.kv_cache.kind != "none":
+            yield (
+                f"{count} of {len(architecture.layers)} layers see a window of {window:,} tokens: "
+                f"their cache ends at {window:,}, but the prefill's keeps all {lengths.prompt:,} "
+                "until the first decode step"
+            )
+
+
+def _experts(architecture: Architecture) -> Iterator[str]:
+    experts = max((layer.mlp.experts for layer in architecture.layers), default=0)
+    if experts:
+        yield (
+            f"which of the {experts} experts a token takes is decided by the data: "
+            "the figures are for an even spread"
+        )
+
+
+def _quantization(recipe: Recipe, architecture: Architecture) -> Iterator[str]:
+    scheme = recipe.quantization.scheme
+    kept = quantization_cost.kept_in_full(architecture, scheme)  # type: ignore[arg-type]
+    if kept:
+        names = ", ".join(name.removesuffix(".weight") for name in kept[:3])
+        yield f"{scheme} leaves {names}, norms and biases in {recipe.model.dtype}"

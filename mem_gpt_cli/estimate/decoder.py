@@ -1,0 +1,172 @@
+"""The whole decoder: embeddings, layers (recomputed in backward where they are checkpointed), head and loss."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mem_gpt_cli.estimate import ops
+from mem_gpt_cli.estimate.blocks import block, norm
+from mem_gpt_cli.estimate.dialect import dialect_of
+from mem_gpt_cli.estimate.forward_pass import CacheLayer, Pass
+from mem_gpt_cli.estimate.tape import (
+    FP32,
+    INPUTS,
+    LOGITS,
+    WEIGHTS,
+    Ledger,
+    Node,
+    Parameter,
+    Storage,
+    Tape,
+    Tensor,
+)
+from mem_gpt_cli.model.architecture import Architecture
+from mem_gpt_cli.recipe.schema import Recipe
+
+WIDTHS = {"fp32": 4, "fp16": 2, "bf16": 2, "none": 0}
+INT64 = 8
+
+
+class Decoder:
+    """A model with its weights on the books of one ledger.
+
+    Args:
+        architecture: the model's numbers.
+        recipe: the options; ``workload.batch`` sequences are run at once.
+        ledger: where the bytes are booked.
+        weight_bytes: all weights and buffers, in bytes; they are booked at once, as ``weights``.
+    """
+
+    def __init__(self, architecture: Architecture, recipe: Recipe, ledger: Ledger, weight_bytes: int) -> None:
+        self.architecture = architecture
+        self.recipe = recipe
+        self.ledger = ledger
+        self.item = WIDTHS[recipe.model.dtype]
+        self.training = recipe.task == "training"
+        self.dialect = dialect_of(architecture.model_type)
+        self.weights = Storage(ledger, WEIGHTS, weight_bytes, "empty")
+        self.parameters: dict[str, Parameter] = {}
+
+    def weight(self, name: str, numel: int) -> Parameter:
+        """The matrix of that name, whose gradient stays with it; its bytes are on the books already."""
+        if name not in self.parameters:
+            self.parameters[name] = Parameter(numel, self.item, self.weights, self.training)
+        return self.parameters[name]
+
+    def zero_grad(self) -> None:
+        """Drop every gradient."""
+        for parameter in self.parameters.values():
+            parameter.zero_grad()
+
+    def walked_gradient_bytes(self) -> int:
+        """Bytes of the gradients of the matrices that the pass has used."""
+        return sum(p.numel * p.item for p in self.parameters.values() if p.node is not None)
+
+    def tape(self, *, recording: bool) -> Tape:
+        """A fresh tape in the recipe's precision."""
+        return Tape(
+            self.ledger,
+            recording=recording,
+            autocast=WIDTHS[self.recipe.workload.autocast],
+            cuda=self.recipe.device.type == "cuda",
+        )
+
+    def forward(
+        self, tape: Tape, tokens: Tensor, *, cache: dict[int, CacheLayer] | None = None, past: int = 0
+    ) -> Tensor:
+        """The last hidden states, normalised: ``[batch, tokens, hidden]``."""
+        arch, batch = self.architecture, self.recipe.workload.batch
+        run = Pass(
+            tape=tape,
+            architecture=arch,
+            dialect=self.dialect,
+            backend=self.recipe.attention.backend,
+            device=self.recipe.device.type,
+            item=self.item,
+            batch=batch,
+            tokens=tokens.numel // batch,
+            past=past,
+            training=self.training,
+            weight=self.weight,
+            cache=cache,
+        )
+        embedded, x = self._embed(run, tokens)
+        run.prepare()
+        for index, layer in enumerate(arch.layers):
+            if self.training and self.recipe.checkpointing.policy == "full":
+                x = self._checkpointed(run, index, x)
+            else:
+                x = block(run, layer, index, x)
+        x = norm(run, arch.layers[-1], x, "norm")
+        del embedded
+        return x
+
+    def _embed(self, run: Pass, tokens: Tensor) -> tuple[Sequence[Tensor], Tensor]:
+        """The embeddings that the forward frame keeps to its end, and the first hidden states."""
+        tape, arch = run.tape, self.architecture
+        ledger = self.ledger
+        ledger.module = "embedding"
+        embedded = ops.embedding(
+            tape, self.weight("embedding", arch.vocab * arch.hidden), tokens, arch.hidden
+        )
+        if self.dialect.embedding_scale:
+            embedded = ops.pointwise(tape, "mul", embedded)
+        if not arch.learned_positions:
+            ledger.module = ""
+            return (embedded,), embedded
+        ids = tape.new(run.tokens, INT64, "arange", INPUTS)
+        table = self.weight("positions", (arch.max_positions or 0) * arch.hidden)
+        positions = ops.embedding(tape, table, ids, arch.hidden)
+        x = ops.add(tape, embedded, positions)
+        x = ops.dropout(tape, x, arch.embedding_dropout if self.training else 0)
+        ledger.module = ""
+        return (embedded, positions, ids), x
+
+    def _checkpointed(self, run: Pass, index: int, x: Tensor) -> Tensor:
+        """One layer that keeps its input alone and runs again in backward (torch.utils.checkpoint)."""
+        layer, tape = self.architecture.layers[index], run.tape
+        recording, tape.recording = tape.recording, False
+        out = block(run, layer, index, x.detach())
+        tape.recording = recording
+
+        def recompute(tape: Tape, node: Node, grads: list[Tensor | None]) -> Sequence[Tensor | None]:
+            edge = node.edges[0]
+            assert node.saved is not None
+            leaf = Parameter(edge.numel, edge.item, node.saved[0], trainable=True)
+            first = len(tape.nodes)
+            tape.casts.clear()
+            again = block(run, layer, index, leaf)
+            assert again.node is not None
+            again.node.receive(tape, again.port, grads.pop())  # type: ignore[arg-type]
+            del again
+            tape.casts.clear()
+            tape.backward_until(first)
+            assert leaf.node is not None
+            return [leaf.node.grads[0]]
+
+        return tape.record("checkpoint", out, (x,), (x.storage,), recompute)
+
+    def head(self, tape: Tape, x: Tensor) -> Tensor:
+        """The logits of hidden states: ``[.., vocab]``."""
+        arch = self.architecture
+        name = "embedding" if arch.tied_embeddings else "head"
+        outer, tape.slot = tape.slot, LOGITS
+        self.ledger.module = "lm_head"
+        logits = ops.linear(tape, x, self.weight(name, arch.vocab * arch.hidden), arch.vocab)
+        if arch.final_logit_softcap:
+            logits = ops.pointwise(tape, "div", logits)
+            logits = ops.pointwise(tape, "tanh", logits, keeps_output=True)
+            logits = ops.pointwise(tape, "mul", logits)
+        tape.slot, self.ledger.module = outer, ""
+        return logits
+
+    def loss(self, tape: Tape, logits: Tensor, rows: int) -> Tensor:
+        """HF's causal language model loss: logits in fp32, labels shifted by padding (loss/loss_utils.py)."""
+        outer, tape.slot = tape.slot, LOGITS
+        self.ledger.module = "loss"
+        labels = tape.new(rows, INT64, "constant_pad_nd", INPUTS)
+        wide = ops.cast(tape, logits, FP32)
+        out = ops.log_softmax_nll(tape, wide, rows)
+        del labels
+        tape.slot, self.ledger.module = outer, ""
+        return out

@@ -1,0 +1,45 @@
+"""Where the modelling code of two families computes the same thing with different buffers.
+
+Sizes come from the ``Architecture``; what is here is how transformers wrote the code (5.23), which no config
+tells: the widths of intermediate results and the copies that are held.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """How a family's code is written.
+
+    ``softmax_fp32``: eager attention takes its softmax in fp32 and casts back. ``rms``: ``llama`` casts the
+    normalised input back before it is multiplied by the weight, ``gemma`` multiplies in fp32 by ``1 + weight``.
+    ``embedding_scale``: the embeddings are multiplied by a number. ``norm_position``: ``pre``, ``sandwich``
+    (before and after each part: Gemma 2 and 3) or ``post`` (OLMo 2). ``holds_attention_output``: the block keeps
+    a name on it to its end.
+    """
+
+    softmax_fp32: bool = True
+    rms: Literal["llama", "gemma"] = "llama"
+    embedding_scale: bool = False
+    norm_position: Literal["pre", "sandwich", "post"] = "pre"
+    holds_attention_output: bool = False
+
+
+_DEFAULT = Dialect()
+_DIALECTS = {
+    "gpt2": Dialect(softmax_fp32=False, holds_attention_output=True),
+    "gemma": Dialect(rms="gemma", embedding_scale=True),
+    "gemma2": Dialect(rms="gemma", embedding_scale=True, norm_position="sandwich"),
+    "gemma3_text": Dialect(rms="gemma", embedding_scale=True, norm_position="sandwich"),
+    "gemma3": Dialect(rms="gemma", embedding_scale=True, norm_position="sandwich"),
+    "olmo2": Dialect(norm_position="post"),
+    "olmo3": Dialect(norm_position="post"),
+}
+
+
+def dialect_of(model_type: str) -> Dialect:
+    """The dialect of a ``model_type``; one not listed is taken to be written like Llama."""
+    return _DIALECTS.get(model_type, _DEFAULT)

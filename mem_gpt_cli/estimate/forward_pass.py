@@ -1,0 +1,98 @@
+"""What all layers of one forward pass share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from mem_gpt_cli.attention import cost as attention_cost
+from mem_gpt_cli.estimate import ops
+from mem_gpt_cli.estimate.dialect import Dialect
+from mem_gpt_cli.estimate.tape import FP32, INPUTS, MASK, Parameter, Tape, Tensor
+from mem_gpt_cli.model.architecture import Architecture
+
+
+@dataclass
+class CacheLayer:
+    """What one layer's cache keeps; ``tokens`` of them are visible, the storage may be longer."""
+
+    keys: Tensor
+    values: Tensor
+    tokens: int
+
+
+@dataclass
+class Pass:
+    """One forward pass: its sizes, its books and what all layers share.
+
+    ``tokens`` is the length of the input, ``past`` the tokens that a cache holds already.
+    """
+
+    tape: Tape
+    architecture: Architecture
+    dialect: Dialect
+    backend: str
+    device: str
+    item: int
+    batch: int
+    tokens: int
+    past: int = 0
+    training: bool = False
+    weight: Callable[[str, int], Parameter] = field(kw_only=True)
+    cache: dict[int, CacheLayer] | None = None
+    masks: dict[int | None, Tensor] = field(default_factory=dict)
+    rotary: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def rows(self) -> int:
+        """Tokens of all sequences in this pass."""
+        return self.batch * self.tokens
+
+    @contextmanager
+    def inside(self, slot: int, module: str) -> Iterator[None]:
+        """Book what is made inside under ``slot``, and name the module."""
+        tape, outer = self.tape, self.tape.slot
+        ledger, outer_module = tape.ledger, tape.ledger.module
+        tape.slot, ledger.module = slot, f"{outer_module}.{module}" if outer_module else module
+        yield
+        tape.slot, ledger.module = outer, outer_module
+
+    def merges(self, heads: int, tokens: int) -> bool:
+        """Whether batch and heads become one dimension that a permuted tensor has no view of."""
+        return self.batch > 1 and heads > 1 and tokens > 1
+
+    def prepare(self) -> None:
+        """Make what all layers share: a mask for each width of window, the rotary tables."""
+        layers = self.architecture.layers
+        for window in {layer.attention.window for layer in layers}:
+            self._make_mask(window)
+        widths = [layer.attention.rotary_dim for layer in layers if layer.attention.rotary_dim]
+        if widths:
+            self.rotary = self._rotary_tables(max(widths))
+
+    def keys_seen(self, window: int | None) -> int:
+        """Keys that a layer's queries meet: those of the cache and of this pass."""
+        past = self.past if window is None else min(self.past, window - 1)
+        return past + self.tokens
+
+    def _make_mask(self, window: int | None) -> None:
+        keys = self.keys_seen(window)
+        if not attention_cost.needs_mask(self.backend, self.tokens, keys, window):
+            return
+        outer, self.tape.slot = self.tape.slot, MASK
+        mask = self.tape.new(self.tokens * keys, attention_cost.BOOL, "le")
+        if self.backend == "eager":
+            mask = self.tape.new(self.batch * self.tokens * keys, self.item, "where")
+        self.masks[window] = mask
+        self.tape.slot = outer
+
+    def _rotary_tables(self, width: int) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of every position (``LlamaRotaryEmbedding``)."""
+        outer, self.tape.slot = self.tape.slot, INPUTS
+        angles = self.tape.new(self.tokens * width, FP32, "cat")
+        tables = [
+            ops.cast(self.tape, self.tape.new(angles.numel, FP32, name), self.item) for name in ("cos", "sin")
+        ]
+        self.tape.slot = outer
+        return tables[0], tables[1]

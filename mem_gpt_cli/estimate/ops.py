@@ -1,0 +1,291 @@
+"""The operations that decoders are made of: what each allocates, what autograd keeps, what backward allocates.
+
+The rules are those of torch's derivatives (tools/autograd/derivatives.yaml) and composite kernels, for CPU and
+CUDA. Sizes are in elements; widths (``item``) in bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mem_gpt_cli.estimate.tape import CASTS, FP32, Edge, Node, Parameter, Storage, Tape, Tensor
+
+Grads = list[Tensor | None]
+
+
+def _fresh(tape: Tape, node: Node, grads: Grads) -> Sequence[Tensor | None]:
+    """A new gradient for every input that wants one, its elements in the order of the incoming one."""
+    results = [
+        tape.new(edge.numel, edge.item, f"{node.operation}_backward") if edge.node else None
+        for edge in node.edges
+    ]
+    for result in results:
+        if result is not None and grads[0] is not None:
+            result.permuted = grads[0].permuted
+    return results
+
+
+def _passed(tape: Tape, node: Node, grads: Grads) -> Sequence[Tensor | None]:
+    """The incoming gradient itself, once for every input."""
+    grad = grads[0]
+    assert grad is not None
+    return [grad.view(permuted=grad.permuted) if edge.node else None for edge in node.edges]
+
+
+def pointwise(
+    tape: Tape, operation: str, x: Tensor, *, keeps_input: bool = False, keeps_output: bool = False
+) -> Tensor:
+    """A function of one tensor; its derivative needs the input, the output or neither."""
+    out = tape.new(x.numel, x.item, operation)
+    out.permuted = x.permuted
+    saved = [t.storage for t, kept in ((x, keeps_input), (out, keeps_output)) if kept]
+    return tape.record(operation, out, (x,), saved, _fresh)
+
+
+def add(tape: Tape, a: Tensor, b: Tensor) -> Tensor:
+    """``a + b`` with ``b`` no larger than ``a``; nothing is kept."""
+    out = tape.new(a.numel, max(a.item, b.item), "add")
+    out.permuted = a.permuted
+    return tape.record("add", out, (a, b), (), _passed)
+
+
+def shift(tape: Tape, x: Tensor) -> Tensor:
+    """``x`` plus a number: the gradient passes unchanged."""
+    out = tape.new(x.numel, x.item, "add")
+    out.permuted = x.permuted
+    return tape.record("add", out, (x,), (), _passed)
+
+
+def multiply(tape: Tape, a: Tensor, b: Tensor) -> Tensor:
+    """``a * b``, ``b`` broadcast over ``a`` where it is smaller; each is kept for the other's gradient."""
+    out = tape.new(a.numel, max(a.item, b.item), "mul")
+    out.permuted = a.permuted
+    saved = [kept.storage for kept, other in ((b, a), (a, b)) if other.node is not None]
+    return tape.record("mul", out, (a, b), saved, _multiply_backward)
+
+
+def _multiply_backward(tape: Tape, node: Node, grads: Grads) -> Sequence[Tensor | None]:
+    """A product for each input; that of a broadcast input has the full size before it is summed."""
+    full = max(edge.numel for edge in node.edges)
+    item = max(edge.item for edge in node.edges)
+    results: list[Tensor | None] = []
+    for edge in node.edges:
+        if edge.node is None:
+            results.append(None)
+            continue
+        product = tape.new(full, item, "mul_backward")
+        if edge.numel < full:
+            product = tape.new(edge.numel, item, "sum")
+        results.append(product)
+    return results
+
+
+def cast(tape: Tape, x: Tensor, item: int) -> Tensor:
+    """``x.to(dtype)``: the tensor itself where the width is right already."""
+    if x.item == item:
+        return x
+    out = tape.new(x.numel, item, "_to_copy")
+    out.permuted = x.permuted
+    return tape.record("_to_copy", out, (x,), (), _passed)
+
+
+def clone(tape: Tape, x: Tensor, operation: str = "clone") -> Tensor:
+    """A copy in the order that the elements are read in."""
+    out = tape.new(x.numel, x.item, operation)
+    return tape.record(operation, out, (x,), (), _passed)
+
+
+def split(tape: Tape, x: Tensor, sizes: Sequence[int]) -> list[Tensor]:
+    """Views of ``sizes`` elements each; backward puts their gradients together in one tensor."""
+    parts = [Tensor(size, x.item, x.storage, permuted=x.permuted) for size in sizes]
+    if tape.recording and x.node is not None:
+        edge = Edge(x.node, x.port, x.numel, x.item)
+        node = Node("cat", (edge,), (), _fresh, tape.slot, ports=len(parts), module=tape.ledger.module)
+        tape.nodes.append(node)
+        for port, part in enumerate(parts):
+            part.node, part.port = node, port
+    return parts
+
+
+def part(tape: Tape, x: Tensor, numel: int) -> Tensor:
+    """A slice; its gradient is written into zeros of the whole size."""
+    out = Tensor(numel, x.item, x.storage, permuted=x.permuted)
+    return tape.record("slice", out, (x,), (), _fresh)
+
+
+def concatenate(tape: Tape, parts: Sequence[Tensor], *, slot: int | None = None) -> Tensor:
+    """One tensor from several; backward hands views of the gradient on."""
+    out = tape.new(sum(x.numel for x in parts), max(x.item for x in parts), "cat", slot)
+    return tape.record("cat", out, parts, (), _views)
+
+
+def _views(tape: Tape, node: Node, grads: Grads) -> Sequence[Tensor | None]:
+    """A part of the gradient's own storage for each input."""
+    grad = grads[0]
+    assert grad is not None
+    return [Tensor(edge.numel, grad.item, grad.storage) if edge.node else None for edge in node.edges]
+
+
+def embedding(tape: Tape, table: Parameter, tokens: Tensor, width: int) -> Tensor:
+    """Rows of a table; the gradient of the table is dense."""
+    out = tape.new(tokens.numel * width, table.item, "embedding")
+    return tape.record("embedding", out, (table,), (tokens.storage,), _weight_gradients)
+
+
+def linear(tape: Tape, x: Tensor, weight: Parameter, outputs: int, slot: int | None = None) -> Tensor:
+    """``x @ weight``; input and weight are kept, both cast to autocast's width where it is on."""
+    rows = x.numel * outputs // weight.numel
+    kernel: Tensor = weight
+    if tape.autocast:
+        x, kernel = cast(tape, x, tape.autocast), _cast_weight(tape, weight)
+    out = tape.new(rows * outputs, x.item, "mm", slot)
+    saved = [t.storage for t, other in ((x, kernel), (kernel, x)) if other.node is not None]
+    return tape.record("mm", out, (x, kernel), saved, _linear_backward)
+
+
+def _cast_weight(tape: Tape, weight: Parameter) -> Tensor:
+    """A weight in autocast's width, made once for as long as the autocast context lasts."""
+    if weight.item == tape.autocast:
+        return weight
+    if id(weight) not in tape.casts:
+        slot, tape.slot = tape.slot, CASTS
+        tape.casts[id(weight)] = cast(tape, weight, tape.autocast)
+        tape.slot = slot
+    return tape.casts[id(weight)]
+
+
+def _linear_backward(tape: Tape, node: Node, grads: Grads) -> Sequence[Tensor | None]:
+    """The input's gradient and the weight's; the latter is a gradient of the model from its birth on."""
+    x, weight = node.edges
+    return [
+        tape.new(x.numel, x.item, "mm") if x.node else None,
+        tape.new(weight.numel, weight.item, "mm", weight.node.slot) if weight.node else None,
+    ]
+
+
+def _weight_gradients(tape: Tape, node: Node, grads: Grads) -> Sequence[Tensor | None]:
+    return [
+        tape.new(edge.numel, edge.item, f"{node.operation}_backward", edge.node.slot) if edge.node else None
+        for edge in node.edges
+    ]
+
+
+def matmul(tape: Tape, a: Tensor, b: Tensor, numel: int, *, merges: bool) -> Tensor:
+    """A product over batch and heads.
+
+    ``merges``: batch and heads, both more than one, become one dimension, for which an operand (and in
+    backward a gradient) whose heads were permuted is copied first.
+    """
+    if merges:
+        a, b = (clone(tape, x) if x.permuted else x for x in (a, b))
+    if tape.autocast:
+        a, b = cast(tape, a, tape.autocast), cast(tape, b, tape.autocast)
+    out = tape.new(numel, a.item, "bmm")
+    saved = [t.storage for t, other in ((a, b), (b, a)) if other.node is not None]
+    return tape.record("bmm", out, (a, b), saved, _merging_bmm_backward if merges else _bmm_backward)
+
+
+def _bmm_backward(tape: Tape, node: Node, grads: Grads) -> Sequence[Tensor | None]:
+    return [tape.new(edge.numel, edge.item, "bmm") if edge.node else None for edge in node.edges]
+
+
+def _merging_bmm_backward(tape: Tape, node: Node, grads: Grads) -> Sequence[Tensor | None]:
+    grad = grads[0]
+    assert grad is not None
+    if grad.permuted:
+        grads[0] = tape.new(grad.numel, grad.item, "clone")
+    grad = None
+    return _bmm_backward(tape, node, grads)
+
+
+def to_heads(tape: Tape, x: Tensor) -> Tensor:
+    """``x.view(batch, tokens, heads, width).transpose(1, 2)``; backward copies what comes back head by head."""
+    return tape.record("clone", x.detach().view(permuted=True), (x,), (), _from_heads_backward)
+
+
+def _from_heads_backward(tape: Tape, node: Node, grads: Grads) -> Sequence[Tensor | None]:
+    grad = grads[0]
+    assert grad is not None
+    if grad.permuted:
+        return [grad.view()]
+    return [tape.new(grad.numel, grad.item, "clone")]
+
+
+def from_heads(tape: Tape, x: Tensor) -> Tensor:
+    """``x.transpose(1, 2).reshape(batch, tokens, width)``: a view of permuted heads, else a copy."""
+    out = x.detach().view() if x.permuted else tape.new(x.numel, x.item, "clone")
+    return tape.record("clone", out, (x,), (), _permuted_backward)
+
+
+def _permuted_backward(tape: Tape, node: Node, grads: Grads) -> Sequence[Tensor | None]:
+    grad = grads[0]
+    assert grad is not None
+    return [grad.view(permuted=True)]
+
+
+def softmax(tape: Tape, x: Tensor, item: int) -> Tensor:
+    """Keeps its output; one kernel reads ``x`` and writes ``item`` bytes wide where the two differ on CUDA."""
+    wide = x if tape.cuda else cast(tape, x, item)
+    out = tape.new(x.numel, item, "_softmax")
+    return tape.record("_softmax", out, (wide,), (out.storage,), _fresh)
+
+
+def dropout(tape: Tape, x: Tensor, probability: float) -> Tensor:
+    """On CUDA one kernel with a mask of a byte an element; on CPU a product with noise of ``x``'s own width.
+
+    aten/src/ATen/native/Dropout.cpp: the fused kernel is for CUDA alone.
+    """
+    if not probability:
+        return x
+    if tape.cuda:
+        out = tape.new(x.numel, x.item, "native_dropout")
+        mask = tape.new(x.numel, 1, "native_dropout")
+        return tape.record("native_dropout", out, (x,), (mask.storage,), _fresh)
+    noise = tape.new(x.numel, x.item, "bernoulli_")
+    return multiply(tape, x, noise)
+
+
+def layer_norm(tape: Tape, x: Tensor, rows: int) -> Tensor:
+    """Keeps its input and two statistics a row."""
+    out = tape.new(x.numel, x.item, "native_layer_norm")
+    statistics = tape.new(2 * rows, max(FP32, x.item) if tape.cuda else x.item, "native_layer_norm")
+    return tape.record("native_layer_norm", out, (x,), (x.storage, statistics.storage), _fresh)
+
+
+def sdpa(
+    tape: Tape, q: Tensor, k: Tensor, v: Tensor, rows: int, value_numel: int, mask: Storage | None
+) -> Tensor:
+    """Fused attention: the output and the log-sum-exp of each row are all that is made and kept beside q, k, v."""
+    out = tape.new(value_numel, q.item, "scaled_dot_product_attention")
+    statistics = tape.new(rows, FP32, "scaled_dot_product_attention")
+    saved = [q.storage, k.storage, v.storage, out.storage, statistics.storage]
+    if mask is not None:
+        saved.append(mask)
+    out.permuted = True
+    return tape.record("scaled_dot_product_attention", out, (q, k, v), saved, _sdpa_backward)
+
+
+def _sdpa_backward(tape: Tape, node: Node, grads: Grads) -> Sequence[Tensor | None]:
+    results = [tape.new(edge.numel, edge.item, f"{node.operation}_backward") for edge in node.edges]
+    for result in results:
+        result.permuted = True
+    return results
+
+
+def log_softmax_nll(tape: Tape, logits: Tensor, rows: int) -> Tensor:
+    """Cross entropy: the log-probabilities are kept; backward makes a gradient for them and one for the logits."""
+    out = tape.new(logits.numel, logits.item, "_log_softmax")
+    tape.record("_log_softmax", out, (logits,), (out.storage,), _fresh)
+    loss = tape.new(1, logits.item, "nll_loss")
+    return tape.record("nll_loss", loss, (out,), (out.storage,), _fresh)
+
+
+def reduce_mean(tape: Tape, x: Tensor, rows: int) -> Tensor:
+    """The mean of each row; backward spreads it over the whole size."""
+    return tape.record("mean", tape.new(rows, x.item, "mean"), (x,), (), _fresh)
+
+
+def repeat(tape: Tape, x: Tensor, times: int) -> Tensor:
+    """Each head ``times`` over, copied; backward adds the copies up."""
+    out = tape.new(x.numel * times, x.item, "repeat")
+    return tape.record("sum", out, (x,), (), _fresh)

@@ -1,0 +1,144 @@
+"""The phases of both tasks, walked on paper: which moment of each has most bytes live."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mem_gpt_cli.estimate.decoder import INT64, Decoder
+from mem_gpt_cli.estimate.forward_pass import CacheLayer
+from mem_gpt_cli.estimate.tape import (
+    GRADIENTS,
+    INPUTS,
+    KV_CACHE,
+    OPTIMIZER_STATE,
+    OPTIMIZER_TEMPORARIES,
+    Ledger,
+    Moment,
+    Storage,
+    Tensor,
+)
+from mem_gpt_cli.kv_cache import cost as cache_cost
+from mem_gpt_cli.model.architecture import Architecture
+from mem_gpt_cli.optimizers import cost as optimizer_cost
+from mem_gpt_cli.quantization import cost as quantization_cost
+from mem_gpt_cli.recipe.schema import Recipe
+
+CUDA_GRAIN = 512
+
+
+def walk(architecture: Architecture, recipe: Recipe) -> dict[str, Moment]:
+    """The highest moment of each phase of the recipe's task, by name."""
+    ledger = Ledger(rounding=CUDA_GRAIN if recipe.device.type == "cuda" else 1)
+    ledger.enter("load")
+    decoder = Decoder(architecture, recipe, ledger, stored_weights(architecture, recipe))
+    tape = decoder.tape(recording=False)
+    tokens = tape.new(recipe.workload.batch * recipe.lengths.prompt, INT64, "tokens", INPUTS)
+    if recipe.task == "training":
+        _train(decoder, tokens)
+    else:
+        _generate(decoder, tokens)
+    return ledger.peaks
+
+
+def stored_weights(architecture: Architecture, recipe: Recipe) -> int:
+    """Bytes of the model's weights and buffers as the recipe stores them."""
+    from mem_gpt_cli.estimate.decoder import WIDTHS
+
+    return quantization_cost.weight_bytes(
+        architecture,
+        recipe.quantization.scheme,  # type: ignore[arg-type]
+        WIDTHS[recipe.model.dtype],
+        rounding=CUDA_GRAIN if recipe.device.type == "cuda" else 1,
+    )
+
+
+def _generate(decoder: Decoder, tokens: Tensor) -> None:
+    """The prefill and the last decode step, which is the largest."""
+    lengths = decoder.recipe.lengths
+    decoder.ledger.enter("prefill")
+    cached = decoder.recipe.kv_cache.kind != "none"
+    cache: dict[int, CacheLayer] | None = {} if cached else None
+    held: Tensor | None = _next_token(decoder, tokens, cache, 0)
+    del tokens
+    if lengths.new < 2:
+        return
+    decoder.ledger.enter("decode")
+    length = lengths.prompt + lengths.new - 2
+    if lengths.new > 2:
+        held = cache = None
+        cache = filled_cache(decoder, length) if cached else None
+    sequence = decoder.tape(recording=False).new(
+        decoder.recipe.workload.batch * (length + 1), INT64, "cat", INPUTS
+    )
+    last = Tensor(decoder.recipe.workload.batch, INT64, sequence.storage)
+    _next_token(decoder, last if cached else sequence, cache, length if cached else 0)
+
+
+def _next_token(decoder: Decoder, tokens: Tensor, cache: dict[int, CacheLayer] | None, past: int) -> Tensor:
+    """One forward pass and the choice of the likeliest token."""
+    tape = decoder.tape(recording=False)
+    batch = decoder.recipe.workload.batch
+    x = decoder.forward(tape, tokens, cache=cache, past=past)
+    if decoder.recipe.workload.logits == "last":
+        x = Tensor(batch * decoder.architecture.hidden, x.item, x.storage)
+    logits = decoder.head(tape, x)
+    del x
+    tape.casts.clear()
+    del logits
+    return tape.new(tokens.numel + batch, INT64, "cat", INPUTS)
+
+
+def filled_cache(decoder: Decoder, tokens: int) -> dict[int, CacheLayer]:
+    """The cache that ``tokens`` of each sequence, the last of them decoded, have left."""
+    tape, batch = decoder.tape(recording=False), decoder.recipe.workload.batch
+    item = tape.autocast or decoder.item
+    cache: dict[int, CacheLayer] = {}
+    for index, layer in enumerate(decoder.architecture.layers):
+        part = layer.attention
+        held = cache_cost.stored_tokens(part, tokens, decoded=True)
+        kept = held if part.window is None else min(held, part.window - 1)
+        keys_width, values_width = cache_cost.widths(part)
+        sides = []
+        for width in (keys_width, values_width):
+            whole = tape.new(batch * held * width, item, "cat", KV_CACHE)
+            sides.append(Tensor(batch * kept * width, item, whole.storage))
+        cache[index] = CacheLayer(sides[0], sides[1], kept)
+    return cache
+
+
+def _train(decoder: Decoder, tokens: Tensor) -> None:
+    """One step with the optimizer's state where an earlier step has made it: the highest of its kind."""
+    ledger, recipe = decoder.ledger, decoder.recipe
+    sizes = parameter_bytes(decoder.architecture, decoder.item, ledger.rounding)
+    state: list[Storage] = []
+    ledger.enter("forward")
+    if recipe.workload.steps > 1:
+        state.append(Storage(ledger, OPTIMIZER_STATE, optimizer_cost.state_bytes(sizes), "zeros_like"))
+    tape = decoder.tape(recording=True)
+    held: Tensor | None = decoder.head(tape, decoder.forward(tape, tokens))
+    assert held is not None
+    loss = decoder.loss(tape, held, tokens.numel)
+    tape.casts.clear()
+    if not recipe.workload.hold_outputs:
+        held = None
+    ledger.enter("backward")
+    tape.backward(loss)
+    del loss
+    rest = Storage(ledger, GRADIENTS, max(0, sum(sizes) - decoder.walked_gradient_bytes()), "gradients")
+    ledger.enter("optimizer_step")
+    if not state:
+        state.append(Storage(ledger, OPTIMIZER_STATE, optimizer_cost.state_bytes(sizes), "zeros_like"))
+    chosen = optimizer_cost.implementation(recipe.optimizer.implementation, recipe.device.type)
+    Storage(ledger, OPTIMIZER_TEMPORARIES, optimizer_cost.step_bytes(sizes, chosen), "optimizer.step")
+    del held, rest
+    decoder.zero_grad()
+
+
+def parameter_bytes(architecture: Architecture, item: int, rounding: int = 1) -> Sequence[int]:
+    """Bytes of each trainable tensor."""
+    return [
+        -(-tensor.numel * (tensor.dtype_bytes or item) // rounding) * rounding
+        for tensor in architecture.tensors
+        if tensor.kind != "buffer"
+        for _ in range(tensor.count)
+    ]

@@ -1,0 +1,108 @@
+"""Lens 1: ``estimate(recipe)``, the report by formula."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from mem_gpt_cli.errors import UnsupportedError
+from mem_gpt_cli.estimate.cause import cause_of
+from mem_gpt_cli.estimate.caveats import caveats
+from mem_gpt_cli.estimate.decoder import WIDTHS
+from mem_gpt_cli.estimate.phases import walk
+from mem_gpt_cli.estimate.tape import SLOTS, Moment
+from mem_gpt_cli.kv_cache import cost as cache_cost
+from mem_gpt_cli.model import resolve
+from mem_gpt_cli.quantization import cost as quantization_cost
+from mem_gpt_cli.recipe import refuse_unavailable, resolved
+from mem_gpt_cli.recipe.schema import Recipe
+from mem_gpt_cli.report.model import (
+    PHASES,
+    DeviceSummary,
+    MemoryReport,
+    ModelSummary,
+    Phase,
+    components,
+)
+
+if TYPE_CHECKING:
+    from mem_gpt_cli.model import ModelSource
+    from mem_gpt_cli.model.architecture import Architecture
+
+
+def estimate(recipe: Recipe) -> MemoryReport:
+    """Predict the memory of a recipe from its model's numbers, without torch, in milliseconds.
+
+    Each phase's components, in bytes, add up to its peak: they are those of one moment.
+
+    Raises:
+        RecipeError: for an option that the formulas do not cover.
+        UsageError: for a model that cannot be found, or whose config is wrong.
+        UnsupportedError: for a ``model_type`` that no formula knows.
+    """
+    refuse_unavailable(recipe, "estimate")
+    source = resolve(recipe.model)
+    return report_of(recipe, source, source.architecture)
+
+
+def report_of(recipe: Recipe, source: ModelSource, architecture: Architecture) -> MemoryReport:
+    """The report of a recipe whose model is known already; raises ``UnsupportedError`` as ``estimate``."""
+    if not architecture.layers:
+        raise UnsupportedError(f"{source.name}: a model without layers has no formula")
+    moments = walk(architecture, recipe)
+    phases = tuple(_phase(name, moments[name]) for name in PHASES[recipe.task] if name in moments)
+    peak = max(phases, key=lambda phase: phase.peak_allocated_bytes)
+    return MemoryReport(
+        lens="estimate",
+        task=recipe.task,
+        recipe=resolved(recipe),
+        model=ModelSummary(
+            name=source.name,
+            architecture=architecture.model_type,
+            parameters=architecture.parameters,
+            layers=len(architecture.layers),
+            source=source.source,
+        ),
+        device=DeviceSummary(type=recipe.device.type, name=recipe.device.name),
+        phases=phases,
+        provenance={"peak_allocated_bytes": "formula", "components": "formula"},
+        cause=cause_of(peak, moments[peak.name], architecture, recipe),
+        warnings=caveats(recipe, source, architecture),
+        details=_details(recipe, architecture, moments[peak.name]),
+    )
+
+
+def _phase(name: str, moment: Moment) -> Phase:
+    counted: dict[str, int] = {}
+    for (component, _), nbytes in zip(SLOTS, moment.live, strict=True):
+        counted[component] = counted.get(component, 0) + nbytes
+    return Phase(
+        name=name,
+        peak_allocated_bytes=moment.total,
+        components=components(**counted),
+        peak_operation=moment.operation or None,
+        peak_module=moment.module or None,
+    )
+
+
+def _details(recipe: Recipe, architecture: Architecture, peak: Moment) -> Mapping[str, Any]:
+    """What the report says beyond its columns: the parts of the activations, the cache by layer type."""
+    item = WIDTHS[recipe.workload.autocast] or WIDTHS[recipe.model.dtype]
+    parts = {
+        role: nbytes
+        for (component, role), nbytes in zip(SLOTS, peak.live, strict=True)
+        if component == "activations" and nbytes
+    }
+    details: dict[str, Any] = {"activations_at_peak": parts}
+    if recipe.task == "inference" and recipe.kv_cache.kind != "none":
+        details["kv_cache_bytes_per_token"] = item * sum(
+            cache_cost.elements_per_token(layer.attention) for layer in architecture.layers
+        )
+        if any(layer.attention.kv_lora_rank for layer in architecture.layers):
+            details["kv_cache_bytes_per_token_expanded"] = item * sum(
+                cache_cost.expanded_elements_per_token(layer.attention) for layer in architecture.layers
+            )
+    kept = quantization_cost.kept_in_full(architecture, recipe.quantization.scheme)  # type: ignore[arg-type]
+    if kept:
+        details["kept_in_full_precision"] = list(kept)
+    return details

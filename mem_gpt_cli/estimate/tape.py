@@ -1,0 +1,282 @@
+"""The books of a run that is only written down: sizes instead of tensors, no torch.
+
+A ``Tensor`` here is a size and a handle on a ``Storage``; the storage enters the ledger when it is made and
+leaves it when its last handle goes, as in torch. A forward pass written with the operations of ``ops`` thus
+leaves exactly what autograd keeps, and ``Tape.backward`` walks it in autograd's own order (newest node first,
+each node's saved tensors released before its gradients are handed on; torch/csrc/autograd/engine.cpp).
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+FP32 = 4
+
+# What the bytes of a report's components are made of: (component, role within it).
+SLOTS: tuple[tuple[str, str], ...] = (
+    ("weights", "weights"),
+    ("kv_cache", "cached keys and values"),
+    ("activations", "attention scores"),
+    ("activations", "attention"),
+    ("activations", "feed-forward"),
+    ("activations", "normalisation"),
+    ("activations", "residual stream"),
+    ("activations", "attention mask"),
+    ("activations", "inputs"),
+    ("logits", "logits"),
+    ("gradients", "gradients"),
+    ("optimizer_state", "optimizer state"),
+    ("adapters", "adapters"),
+    ("workspace", "weight casts"),
+    ("workspace", "optimizer temporaries"),
+)
+(
+    WEIGHTS,
+    KV_CACHE,
+    SCORES,
+    ATTENTION,
+    MLP,
+    NORM,
+    RESIDUAL,
+    MASK,
+    INPUTS,
+    LOGITS,
+    GRADIENTS,
+    OPTIMIZER_STATE,
+    ADAPTERS,
+    CASTS,
+    OPTIMIZER_TEMPORARIES,
+) = range(len(SLOTS))
+
+
+@dataclass(frozen=True)
+class Moment:
+    """The books at one instant: bytes by slot, and where in the model the run was."""
+
+    total: int
+    live: tuple[int, ...]
+    operation: str
+    module: str
+
+
+class Ledger:
+    """Live bytes by slot, and the highest moment of each phase."""
+
+    def __init__(self, rounding: int = 1) -> None:
+        self.rounding = rounding
+        self.live = [0] * len(SLOTS)
+        self.total = 0
+        self.module = ""
+        self.peaks: dict[str, Moment] = {}
+        self._phase = ""
+        self._high = 0
+
+    def enter(self, phase: str) -> None:
+        """Begin (or return to) a phase; what is live now counts for it."""
+        self._phase = phase
+        self._high = self.peaks[phase].total if phase in self.peaks else -1
+        self.note("")
+
+    def allocate(self, slot: int, nbytes: int, operation: str) -> int:
+        """Book a storage; returns the bytes that the allocator gives for it."""
+        nbytes = -(-nbytes // self.rounding) * self.rounding
+        self.live[slot] += nbytes
+        self.total += nbytes
+        if self.total > self._high:
+            self.note(operation)
+        return nbytes
+
+    def free(self, slot: int, nbytes: int) -> None:
+        """Take a storage off the books."""
+        self.live[slot] -= nbytes
+        self.total -= nbytes
+
+    def note(self, operation: str) -> None:
+        """Take the present moment as the peak of the phase if it is the highest so far."""
+        if self.total > self._high:
+            self._high = self.total
+            self.peaks[self._phase] = Moment(self.total, tuple(self.live), operation, self.module)
+
+
+class Storage:
+    """Bytes that live as long as something refers to them."""
+
+    __slots__ = ("_ledger", "nbytes", "slot")
+
+    def __init__(self, ledger: Ledger, slot: int, nbytes: int, operation: str) -> None:
+        self._ledger = ledger
+        self.slot = slot
+        self.nbytes = ledger.allocate(slot, nbytes, operation)
+
+    def __del__(self) -> None:
+        self._ledger.free(self.slot, self.nbytes)
+
+
+class Tensor:
+    """``numel`` elements of ``item`` bytes in a storage; ``node`` made it, if a gradient flows to it.
+
+    ``permuted`` says that the heads were moved before the tokens by a view, so that merging batch and heads
+    needs a copy (where there is more than one sequence).
+    """
+
+    __slots__ = ("item", "node", "numel", "permuted", "port", "storage")
+
+    def __init__(
+        self,
+        numel: int,
+        item: int,
+        storage: Storage,
+        node: Node | None = None,
+        port: int = 0,
+        permuted: bool = False,
+    ) -> None:
+        self.numel = numel
+        self.item = item
+        self.storage = storage
+        self.node = node
+        self.port = port
+        self.permuted = permuted
+
+    def view(self, *, permuted: bool = False) -> Tensor:
+        """The same elements in the same storage."""
+        return Tensor(self.numel, self.item, self.storage, self.node, self.port, permuted)
+
+    def detach(self) -> Tensor:
+        """The same elements, cut from what made them."""
+        return Tensor(self.numel, self.item, self.storage, None, 0, self.permuted)
+
+
+class Edge(NamedTuple):
+    """One input of a node: where its gradient goes (``None``: nowhere) and how large it is."""
+
+    node: Node | None
+    port: int
+    numel: int
+    item: int
+
+
+Rule = Callable[["Tape", "Node", "list[Tensor | None]"], "Sequence[Tensor | None]"]
+
+
+class Node:
+    """One operation that autograd will go back through."""
+
+    __slots__ = ("edges", "grads", "keeps", "module", "operation", "rule", "saved", "slot")
+
+    def __init__(
+        self,
+        operation: str,
+        edges: tuple[Edge, ...],
+        saved: Sequence[Storage],
+        rule: Rule,
+        slot: int,
+        ports: int = 1,
+        module: str = "",
+    ) -> None:
+        self.operation = operation
+        self.edges = edges
+        self.saved: Sequence[Storage] | None = saved
+        self.rule = rule
+        self.slot = slot
+        self.module = module
+        self.keeps = rule is _no_rule
+        self.grads: list[Tensor | None] = [None] * ports
+
+    def receive(self, tape: Tape, port: int, grad: Tensor) -> None:
+        """Add a gradient to those that wait: in place where nobody else holds the bytes, as torch does."""
+        held = self.grads[port]
+        if held is None:
+            self.grads[port] = grad
+        elif sys.getrefcount(held.storage) > 2:
+            self.grads[port] = tape.new(held.numel, held.item, "add", held.storage.slot)
+
+
+class Parameter(Tensor):
+    """A weight; its node keeps the gradient until ``zero_grad``."""
+
+    __slots__ = ()
+
+    def __init__(self, numel: int, item: int, storage: Storage, trainable: bool) -> None:
+        node = Node("accumulate_grad", (), (), _no_rule, GRADIENTS) if trainable else None
+        super().__init__(numel, item, storage, node)
+
+    def zero_grad(self) -> None:
+        """Drop the gradient, as ``zero_grad(set_to_none=True)`` does."""
+        if self.node is not None:
+            self.node.grads[0] = None
+
+
+def _no_rule(tape: Tape, node: Node, grads: list[Tensor | None]) -> Sequence[Tensor | None]:
+    raise AssertionError("a parameter's node is never on the tape")
+
+
+class Tape:
+    """Where operations are written down: the ledger, the nodes in their order, and the mode of the run.
+
+    ``autocast`` is the width in bytes of the lower precision, 0 without; ``cuda`` picks the kernels of a GPU.
+    """
+
+    def __init__(self, ledger: Ledger, *, recording: bool, autocast: int = 0, cuda: bool = False) -> None:
+        self.ledger = ledger
+        self.recording = recording
+        self.autocast = autocast
+        self.cuda = cuda
+        self.slot = RESIDUAL
+        self.nodes: list[Node] = []
+        self.casts: dict[int, Tensor] = {}
+
+    def new(self, numel: int, item: int, operation: str, slot: int | None = None) -> Tensor:
+        """A fresh tensor; its bytes are booked under the present slot unless one is given."""
+        slot = self.slot if slot is None else slot
+        return Tensor(numel, item, Storage(self.ledger, slot, numel * item, operation))
+
+    def record(
+        self,
+        operation: str,
+        out: Tensor,
+        inputs: Sequence[Tensor],
+        saved: Sequence[Storage],
+        rule: Rule,
+    ) -> Tensor:
+        """Put the node of an operation on the tape if a gradient flows to any of its inputs."""
+        if self.recording and any(x.node is not None for x in inputs):
+            edges = tuple(Edge(x.node, x.port, x.numel, x.item) for x in inputs)
+            out.node = Node(operation, edges, saved, rule, self.slot, module=self.ledger.module)
+            self.nodes.append(out.node)
+        return out
+
+    def backward(self, root: Tensor) -> None:
+        """Walk the tape from its newest node to its oldest."""
+        if root.node is None:
+            raise ValueError("no gradient flows to the root of this backward pass")
+        root.node.receive(self, root.port, self.new(root.numel, root.item, "ones_like"))
+        self.backward_until(0)
+
+    def backward_until(self, first: int) -> None:
+        """Walk back until the tape is ``first`` nodes long."""
+        nodes = self.nodes
+        while len(nodes) > first:
+            self._step(nodes.pop())
+
+    def _step(self, node: Node) -> None:
+        grads, node.grads = node.grads, []
+        if all(grad is None for grad in grads):
+            return
+        self.slot = node.slot
+        self.ledger.module = node.module
+        results = list(node.rule(self, node, grads))
+        grads.clear()
+        node.saved = None
+        for index, edge in enumerate(node.edges):
+            grad, results[index] = results[index], None
+            if edge.node is None or grad is None:
+                continue
+            if grad.item != edge.item:
+                grad = self.new(
+                    edge.numel, edge.item, "_to_copy", edge.node.slot if edge.node.keeps else None
+                )
+            edge.node.receive(self, edge.port, grad)
+            grad = None
