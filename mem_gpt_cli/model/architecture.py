@@ -65,7 +65,10 @@ class Attention:
 
 @dataclass(frozen=True)
 class Mlp:
-    """One layer's feed-forward part; ``experts`` 0 is dense, else ``experts_per_token`` of them are used."""
+    """One layer's feed-forward part; ``experts`` 0 is dense, else ``experts_per_token`` of them are used.
+
+    ``fused_gate`` computes gate and up projection as one matrix (experts always do).
+    """
 
     intermediate: int
     gated: bool
@@ -73,6 +76,7 @@ class Mlp:
     experts: int = 0
     experts_per_token: int = 0
     shared_intermediate: int = 0
+    fused_gate: bool = False
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,9 @@ from mem_gpt_cli.errors import UsageError
 class Settings:
     """The values of one model's config over the defaults of its ``model_type``.
 
-    ``aliases`` maps a second spelling of a key to the family's own one (``num_hidden_layers`` to ``n_layer``).
-    ``where`` names the config in error messages. Every getter raises ``UsageError`` naming the config and the key.
+    ``aliases`` maps a second spelling of a key to the family's own one (``num_hidden_layers`` to
+    ``n_layer``). ``where`` names the config in error messages. Every getter raises ``UsageError`` naming the
+    config and the key.
     """
 
     def __init__(
@@ -67,6 +68,10 @@ class Settings:
         if not isinstance(value, bool):
             raise self.refuse(key, "true or false")
         return value
+
+    def switch(self, value: str | bool) -> bool:
+        """A flag that a family either fixes or reads from a key."""
+        return value if isinstance(value, bool) else self.flag(value)
 
     def text(self, key: str) -> str:
         """A non-empty text."""

@@ -12,8 +12,22 @@ from mem_gpt_cli.model.architecture import Architecture
 from mem_gpt_cli.model.families.family import Family
 
 _MODULES = {
+    "bloom": ("bloom", "mpt"),
+    "deepseek": ("deepseek_v2", "deepseek_v3"),
+    "falcon": ("falcon",),
+    "gemma": ("gemma", "gemma2", "gemma3_text"),
     "gpt2": ("gpt2", "gpt_bigcode"),
-    "llama": ("llama", "mistral", "qwen2", "qwen3", "olmo", "olmo2", "olmo3", "smollm3", "granite"),
+    "gpt_neo": ("gpt_neo", "gptj", "codegen", "gpt_neox"),
+    "gpt_oss": ("gpt_oss",),
+    "layernorm_decoders": ("starcoder2", "stablelm", "cohere", "cohere2"),
+    "llama": (
+        *("llama", "mistral", "qwen2", "qwen3", "olmo", "olmo2", "olmo3", "smollm3"),
+        *("granite", "ernie4_5", "exaone4"),
+    ),
+    "llama4": ("llama4_text",),
+    "mixture": ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe"),
+    "opt": ("opt",),
+    "phi": ("phi", "phi3"),
 }
 _MODULE_OF = {model_type: module for module, types in _MODULES.items() for model_type in types}
 

@@ -14,9 +14,9 @@ from mem_gpt_cli.model.settings import Settings
 class Family:
     """How configs of one ``model_type`` are read.
 
-    ``defaults`` holds every key that the reader knows with the value that transformers' config class gives it
-    where a config.json leaves it out; ``aliases`` other spellings of those keys. ``read`` raises ``UsageError``
-    for a value that no model can have.
+    ``defaults`` holds every key that the reader knows with the value that transformers' config class gives
+    it where a config.json leaves it out; ``aliases`` other spellings of those keys. ``read`` raises
+    ``UsageError`` for a value that no model can have.
     """
 
     model_type: str

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from mem_gpt_cli.model.architecture import Architecture, Layer, Mlp
 from mem_gpt_cli.model.families.decoder import (
@@ -47,28 +48,23 @@ class Variant:
     rotary_by_type: bool = False
 
 
-def _switch(config: Settings, value: str | bool) -> bool:
-    return value if isinstance(value, bool) else config.flag(value)
-
-
 def layer_types(config: Settings, model_type: str, layers: int) -> tuple[str, ...]:
     """Which attention each layer has, from ``layer_types`` or the rule that stands in for it."""
-    given = config.layer_types(layers, LAYER_TYPES) if model_type not in ("llama", "mistral") else None
-    if given:
-        return given
-    window = config.has("sliding_window")
-    if model_type == "mistral":
-        return (SLIDING if window else FULL,) * layers
+    given = config.layer_types(layers, LAYER_TYPES)
+    if given or not config.has("sliding_window"):
+        return given or (FULL,) * layers
     if model_type in ("olmo3", "exaone4"):
-        return pattern(layers, every=config.size("sliding_window_pattern", 4)) if window else (FULL,) * layers
-    if model_type in ("qwen2", "qwen3") and window and config.flag("use_sliding_window"):
+        return pattern(layers, every=config.size("sliding_window_pattern", 4))
+    if model_type in ("qwen2", "qwen3", "smollm3") and not config.flag("use_sliding_window"):
+        return (FULL,) * layers
+    if model_type in ("qwen2", "qwen3"):
         first = config.count("max_window_layers")
         return tuple(SLIDING if index >= first else FULL for index in range(layers))
-    if model_type == "smollm3" and window and config.flag("use_sliding_window"):
+    if model_type == "smollm3":
         every = config.size("no_rope_layer_interval")
         rotated = config.indices("no_rope_layers") or [(i + 1) % every for i in range(layers)]
         return tuple(FULL if has_rotary else SLIDING for has_rotary in rotated)
-    return (FULL,) * layers
+    return (SLIDING,) * layers
 
 
 def _read(model_type: str, variant: Variant, config: Settings) -> Architecture:
@@ -79,15 +75,15 @@ def _read(model_type: str, variant: Variant, config: Settings) -> Architecture:
     blocks = (
         *attention_tensors(
             sizes,
-            qkv_bias=_switch(config, variant.qkv_bias),
-            output_bias=_switch(config, variant.output_bias),
+            qkv_bias=config.switch(variant.qkv_bias),
+            output_bias=config.switch(variant.output_bias),
             qk_norm=variant.qk_norm,
         ),
         *gated_mlp(
             "model.layers.*.mlp",
             sizes.hidden,
             intermediate,
-            bias=_switch(config, variant.mlp_bias),
+            bias=config.switch(variant.mlp_bias),
             count=sizes.layers,
         ),
         *block_norms(sizes, *variant.norms),
@@ -150,7 +146,30 @@ _GRANITE = {
     **_BIAS,
 }
 
-_VARIANTS = {
+_ERNIE = {
+    "vocab_size": 103424,
+    "hidden_size": 1024,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 18,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 2,
+    "head_dim": 128,
+    "max_position_embeddings": 131072,
+    "rms_norm_eps": 1e-5,
+    "tie_word_embeddings": True,
+    "use_bias": False,
+}
+_EXAONE4 = {
+    "vocab_size": 102400,
+    "intermediate_size": 16384,
+    "num_key_value_heads": 32,
+    "rms_norm_eps": 1e-5,
+    "sliding_window": 4096,
+    "sliding_window_pattern": 4,
+    "layer_types": None,
+}
+
+_VARIANTS: dict[str, tuple[Variant, dict[str, Any]]] = {
     "llama": (
         Variant(mlp_bias="mlp_bias"),
         {"mlp_bias": False, "head_dim": None, "pretraining_tp": 1, **_BIAS},
@@ -166,6 +185,8 @@ _VARIANTS = {
     ),
     "smollm3": (Variant(mlp_bias="mlp_bias"), _SMOLLM3),
     "granite": (Variant(mlp_bias="mlp_bias"), _GRANITE),
+    "ernie4_5": (Variant("use_bias", "use_bias", "use_bias"), _ERNIE),
+    "exaone4": (Variant(False, False, qk_norm="head", norms=_POST_NORMS), _EXAONE4),
 }
 
 FAMILIES = tuple(
