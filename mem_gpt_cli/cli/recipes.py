@@ -5,7 +5,7 @@ from __future__ import annotations
 import json as json_text
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, get_args
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
@@ -31,15 +31,16 @@ def list_(
     from mem_gpt_cli.recipe import expand, load_recipe
     from mem_gpt_cli.recipe.shipped import by_name
 
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name, path in by_name().items():
         recipe = load_recipe(path)
+        cells = expand(recipe)
         rows.append(
             {
                 "name": name,
-                "model": recipe.model.name,
-                "task": recipe.task,
-                "cells": len(expand(recipe)),
+                "models": list(dict.fromkeys(cell.recipe.model.name for cell in cells)),
+                "tasks": list(dict.fromkeys(cell.recipe.task for cell in cells)),
+                "cells": len(cells),
                 "description": recipe.description,
                 "path": str(path),
             }
@@ -49,10 +50,11 @@ def list_(
         return
     from rich.table import Table
 
-    table = Table("name", "model", "task", "cells", "description", box=None, pad_edge=False)
+    table = Table("name", "models", "tasks", "cells", "description", box=None, pad_edge=False)
     table.columns[3].justify = "right"
     for row in rows:
-        table.add_row(*(str(row[column]) for column in ("name", "model", "task", "cells", "description")))
+        models, tasks = ", ".join(row["models"]), ", ".join(row["tasks"])
+        table.add_row(row["name"], models, tasks, str(row["cells"]), row["description"])
     console.data().print(table)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Literal
 
 from mem_gpt_cli.errors import RecipeError
-from mem_gpt_cli.recipe.document import KeyPath
+from mem_gpt_cli.recipe.document import KeyPath, dotted
 from mem_gpt_cli.recipe.problems import combined, position_of
 from mem_gpt_cli.recipe.schema import Loss, Optimizer, Recipe, Workload
 
@@ -37,12 +37,17 @@ def refuse_unavailable(recipe: Recipe, lens: Lens) -> None:
         RecipeError: a value, or a combination of values, that the lens would have to ignore; RecipeErrors for
             several of them.
     """
+    found = (*_sweep(recipe), *_values(recipe, lens), *_device(recipe, lens), *_combinations(recipe))
     errors = [
-        RecipeError(f"{'.'.join(map(str, path))}: {reason}", position_of(path, recipe.text))
-        for path, reason in (*_values(recipe, lens), *_device(recipe, lens), *_combinations(recipe))
+        RecipeError(f"{dotted(path)}: {reason}", position_of(path, recipe.text)) for path, reason in found
     ]
     if errors:
         raise combined(errors)
+
+
+def _sweep(recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
+    if recipe.sweep is not None:
+        yield ("sweep",), "a sweep is many recipes: run `memgpt bench`, or drop it with --set sweep=null"
 
 
 def _values(recipe: Recipe, lens: Lens) -> Iterator[tuple[KeyPath, str]]:

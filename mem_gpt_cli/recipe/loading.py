@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -52,13 +53,14 @@ def locate(source: str | Path, beside: Path | None = None, at: Position | None =
     Raises:
         RecipeError: there is none; ``at`` is where the name was written.
     """
-    path = (beside or Path()) / Path(source).expanduser()
-    if path.is_file():
+    path = (beside or Path()) / os.path.expanduser(source)  # noqa: PTH111  (Path's raises on an unknown user)
+    is_folder = os.path.isdir(path)  # noqa: PTH112  (Path's raises on a name that is too long)
+    if os.path.exists(path) and not is_folder:  # noqa: PTH110
         return path
     names = shipped.by_name()
     if str(source) in names:
         return names[str(source)]
-    if path.is_dir():
+    if is_folder:
         raise RecipeError(f"{path} is a folder, not a recipe: name a YAML file in it", at)
     name = Path(source).with_suffix("").name
     hint = did_you_mean(name, names) or "; `memgpt recipes list` shows the shipped ones"
@@ -107,7 +109,9 @@ def read_file(path: Path) -> tuple[Node, list[RecipeError]]:
         column = error.start - content.rfind(b"\n", 0, error.start)
         raise RecipeError("is not UTF-8 text: save it as UTF-8", Position(str(path), line, column)) from None
     tree, errors = parse(text, str(path))
-    if tree.content is None and not errors:
+    if errors and not isinstance(tree.content, dict):
+        raise combined(errors)
+    if tree.content is None:
         raise RecipeError("is empty: a recipe holds at least one key, such as `task: inference`", top)
     if not isinstance(tree.content, dict):
         kind = "a list" if isinstance(tree.content, list) else "a single value"
@@ -149,8 +153,6 @@ def nested(path: KeyPath, node: Node) -> Node:
     """The tree that holds ``node`` at ``path`` and nothing else."""
     tree = node
     for step in reversed(path):
-        if tree.key_position is None:
-            tree = replace(tree, key_position=node.key_position)
         tree = Node({step: tree}, node.key_position or node.position, node.key_position)
     return _long_forms(tree)
 
@@ -161,9 +163,3 @@ def _long_forms(tree: Node) -> Node:
     if device is None or not isinstance(device.content, str):
         return tree
     return replace(tree, content={**tree.content, "device": replace(device, content={"name": device})})
-
-
-def several(errors: Sequence[RecipeError]) -> None:
-    """Raise what was collected, if anything was."""
-    if errors:
-        raise combined(errors)

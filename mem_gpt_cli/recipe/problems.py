@@ -127,7 +127,9 @@ def unknown_key(path: KeyPath, tree: Node) -> RecipeError:
     known = list(section.model_fields) if section else []
     elsewhere = [".".join(leaf) for leaf in leaves() if leaf[-1] == name and len(leaf) > 1]
     near = nearest(name, known)
-    if "." in name:
+    if around and name in Recipe.model_fields:
+        hint = ": belongs at the top level, indented less"
+    elif "." in name:
         first, _, rest = name.partition(".")
         hint = f": keys nest in a file, write `{rest}` below `{first}:`"
     elif elsewhere:
@@ -214,7 +216,8 @@ def _section_expected(value: Any, path: KeyPath) -> str:
     first = next(iter(section.model_fields))
     choices = _choices((*path, first))
     example = "none" if negative and "none" in choices else value
-    hint = f": write {{{first}: {example}}}" if example == "none" or example in choices else ""
+    fits = example in choices or (not choices and first == "name" and isinstance(value, str))
+    hint = f": write {{{first}: {example}}}" if path and fits else ""
     return f"must be a mapping (its keys: {keys}), not {shown(value)}{hint}"
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from mem_gpt_cli.errors import RecipeError, RecipeErrors
 from mem_gpt_cli.recipe.document import KeyPath, Node, dotted
-from mem_gpt_cli.recipe.loading import nested, several, short_name, split_key
+from mem_gpt_cli.recipe.loading import nested, short_name, split_key
 from mem_gpt_cli.recipe.problems import (
     combined,
     leaves,
@@ -78,51 +78,73 @@ def expand(recipe: Recipe) -> tuple[Cell, ...]:
             errors += found.errors
         except RecipeError as found:
             errors.append(found)
-    several(errors)
+    if errors:
+        raise combined(errors)
     _check_distinct(cells, recipe)
     return _with_baselines(cells, recipe)
 
 
+class _Findings:
+    """Collects what is wrong with a sweep, each with the position of its key."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.text = recipe.text
+        self.errors: list[RecipeError] = []
+
+    def note(self, path: KeyPath, message: str) -> None:
+        self.errors.append(RecipeError(f"{dotted(path)}: {message}", position_of(path, self.text, key=True)))
+
+    def close(self) -> None:
+        """Raise what was noted."""
+        if self.errors:
+            raise combined(self.errors)
+
+
 def _check_keys(recipe: Recipe, sweep: Sweep) -> None:
     """Refuse keys that no recipe has, and keys that are swept twice, over nothing, or over equal values."""
-    errors: list[RecipeError] = []
-
-    def note(path: KeyPath, message: str) -> None:
-        errors.append(RecipeError(f"{dotted(path)}: {message}", position_of(path, recipe.text, key=True)))
-
+    findings = _Findings(recipe)
     if not sweep.axes and not sweep.cells:
-        note(("sweep",), "has neither axes nor cells: give one of them, or delete it")
-    mentions: list[tuple[KeyPath, str]] = [(("sweep", "axes", key), key) for key in sweep.axes]
+        findings.note(("sweep",), "has neither axes nor cells: give one of them, or delete it")
     for part in ("cells", "exclude"):
         for index, entry in enumerate(getattr(sweep, part)):
-            mentions += [(("sweep", part, index, key), key) for key in entry]
             if not entry:
-                note(("sweep", part, index), "is empty: give it a key or delete it")
-    mentions += [(("sweep", "baseline", key), key) for key in sweep.baseline]
+                findings.note(("sweep", part, index), "is empty: give it a key or delete it")
+    for key, values in sweep.axes.items():
+        repeated = [value for index, value in enumerate(values) if value in values[:index]]
+        if not values:
+            findings.note(("sweep", "axes", key), "has no values: give it at least one")
+        elif repeated:
+            findings.note(("sweep", "axes", key), f"{shown(repeated[0])} stands twice")
+    mentions = list(_mentions(sweep))
     for path, key in mentions:
         if message := _wrong_key(key):
-            note(path, message)
-    for key, values in sweep.axes.items():
-        if not values:
-            note(("sweep", "axes", key), "has no values: give it at least one")
-        repeated = [value for index, value in enumerate(values) if value in values[:index]]
-        if repeated:
-            note(("sweep", "axes", key), f"{shown(repeated[0])} stands twice")
-    several(errors)
-    swept = set(sweep.axes) | {key for entry in sweep.cells for key in entry}
+            findings.note(path, message)
+    findings.close()
+    swept = {*sweep.axes, *(key for entry in sweep.cells for key in entry)}
     for path, key in mentions:
-        inner = [other for other in sweep.axes if other != key and f"{key}.".startswith(f"{other}.")]
-        if path[1] == "cells" and (inner or key in sweep.axes):
-            note(path, f"is swept by sweep.axes.{inner[0] if inner else key} already: keep one of the two")
-        elif path[1] == "axes" and inner:
-            note(path, f"is swept as a part of sweep.axes.{inner[0]} already: keep one of the two")
-        elif path[1] in ("exclude", "baseline") and key not in swept:
-            note(path, f"is not swept: use a key of the axes or cells ({', '.join(sorted(swept))})")
-    several(errors)
+        overlapping = [axis for axis in sweep.axes if _overlap(axis, key) and path[1:] != ("axes", axis)]
+        if path[1] in ("exclude", "baseline") and key not in swept:
+            findings.note(path, f"is not swept: use a key of the axes or cells ({', '.join(sorted(swept))})")
+        elif path[1] in ("axes", "cells") and overlapping:
+            findings.note(path, f"is swept by sweep.axes.{overlapping[0]} too: keep one of the two")
     count = math.prod(len(values) for values in sweep.axes.values()) * max(1, len(sweep.cells))
     if count > MAX_CELLS:
-        note(("sweep",), f"makes {count:,} cells: a sweep holds {MAX_CELLS:,} at most")
-    several(errors)
+        findings.note(("sweep",), f"makes {count:,} cells: a sweep holds {MAX_CELLS:,} at most")
+    findings.close()
+
+
+def _overlap(key: str, other: str) -> bool:
+    """Whether one dotted key is the other, or a part of it."""
+    return f"{key}.".startswith(f"{other}.") or f"{other}.".startswith(f"{key}.")
+
+
+def _mentions(sweep: Sweep) -> Iterator[tuple[KeyPath, str]]:
+    """Every dotted key that a sweep mentions, and where."""
+    yield from ((("sweep", "axes", key), key) for key in sweep.axes)
+    for part in ("cells", "exclude"):
+        for index, entry in enumerate(getattr(sweep, part)):
+            yield from ((("sweep", part, index, key), key) for key in entry)
+    yield from ((("sweep", "baseline", key), key) for key in sweep.baseline)
 
 
 def _wrong_key(key: str) -> str | None:
@@ -166,15 +188,13 @@ def _kept(recipe: Recipe) -> Iterator[dict[str, Node]]:
 
 
 def _check_exclusions(recipe: Recipe, used: list[bool], kept: int) -> None:
-    idle: list[KeyPath] = [("sweep", "exclude", index) for index, hit in enumerate(used) if not hit]
-    errors = [
-        RecipeError(f"{dotted(path)}: leaves out no cell: mend or delete it", position_of(path, recipe.text))
-        for path in idle
-    ]
+    findings = _Findings(recipe)
+    for index, hit in enumerate(used):
+        if not hit:
+            findings.note(("sweep", "exclude", index), "leaves out no cell: mend or delete it")
     if not kept:
-        position = position_of(("sweep", "exclude"), recipe.text, key=True)
-        errors.append(RecipeError("sweep.exclude: leaves no cell", position))
-    several(errors)
+        findings.note(("sweep", "exclude"), "leaves no cell")
+    findings.close()
 
 
 def _node(recipe: Recipe, path: KeyPath, value: Any) -> Node:
@@ -195,9 +215,8 @@ def _cell_recipe(base: Node, settings: Mapping[str, Node], values: Mapping[str, 
     except RecipeError as found:
         first = next(iter(settings.values())).position
         name = ", ".join(f"{key}={_text(value)}" for key, value in values.items())
-        own = {node.position for node in settings.values()}
         raise combined(
-            error if error.position in own else RecipeError(f"{error.message} (in the cell {name})", first)
+            error if error.position else RecipeError(f"{error.message} (in the cell {name})", first)
             for error in (found.errors if isinstance(found, RecipeErrors) else (found,))
         ) from None
 
