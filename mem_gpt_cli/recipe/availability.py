@@ -8,7 +8,7 @@ from typing import Literal
 from mem_gpt_cli.errors import RecipeError
 from mem_gpt_cli.recipe.document import KeyPath, dotted
 from mem_gpt_cli.recipe.problems import combined, position_of
-from mem_gpt_cli.recipe.schema import Loss, Optimizer, Recipe, Workload
+from mem_gpt_cli.recipe.schema import Checkpointing, Loss, Optimizer, Recipe, Section, Workload
 
 Lens = Literal["estimate", "trace", "profile"]
 
@@ -30,86 +30,79 @@ _ESTIMATE_ONLY: dict[str, frozenset[str]] = {
 """What `memgpt estimate` computes, but no lens that runs the model offers."""
 
 
+_ESTIMATE_CAN = "`memgpt estimate` without --trace computes it"
+
+_TRAINING_ONLY: tuple[tuple[str, Section, tuple[str, ...]], ...] = (
+    ("checkpointing", Checkpointing(), ("policy",)),
+    ("optimizer", Optimizer(), tuple(Optimizer.model_fields)),
+    ("loss", Loss(), ("kind",)),
+    ("workload", Workload(), ("steps", "hold_outputs")),
+)
+"""Sections, their defaults, and the keys of theirs that an inference would ignore."""
+
+_Refusal = tuple[KeyPath, str]
+
+
 def refuse_unavailable(recipe: Recipe, lens: Lens) -> None:
     """Pass a recipe that the lens can answer for as it stands.
 
     Raises:
-        RecipeError: a value, or a combination of values, that the lens would have to ignore; RecipeErrors for
-            several of them.
+        RecipeError: a value, or a combination of values, that the lens would have to ignore.
+        RecipeErrors: several of them.
     """
-    found = (*_sweep(recipe), *_values(recipe, lens), *_device(recipe, lens), *_combinations(recipe))
-    errors = [
-        RecipeError(f"{dotted(path)}: {reason}", position_of(path, recipe.text)) for path, reason in found
-    ]
-    if errors:
-        raise combined(errors)
+    first: dict[KeyPath, str] = {}
+    for refusals in (_sweep(recipe), _values(recipe, lens), _device(recipe, lens), _combinations(recipe)):
+        for path, reason in refusals:
+            first.setdefault(path, reason)
+    if first:
+        raise combined(
+            RecipeError(f"{dotted(path)}: {reason}", position_of(path, recipe.text))
+            for path, reason in first.items()
+        )
 
 
-def _sweep(recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
+def _sweep(recipe: Recipe) -> Iterator[_Refusal]:
     if recipe.sweep is not None:
         yield ("sweep",), "a sweep is many recipes: run `memgpt bench`, or drop it with --set sweep=null"
 
 
-def _values(recipe: Recipe, lens: Lens) -> Iterator[tuple[KeyPath, str]]:
+def _values(recipe: Recipe, lens: Lens) -> Iterator[_Refusal]:
     for key, offered in _EVERYWHERE.items():
         section, name = key.split(".")
         value = getattr(getattr(recipe, section), name)
         estimated = _ESTIMATE_ONLY.get(key, frozenset())
-        if value in offered or (lens == "estimate" and value in estimated):
+        choices = offered | estimated if lens == "estimate" else offered
+        if value in choices:
             continue
+        reason = f"is not offered in this version of memgpt: choose {' or '.join(sorted(choices))}"
         if value in estimated:
-            yield (
-                (section, name),
-                (
-                    f"{value!r} cannot be traced or profiled in this version of memgpt; "
-                    "`memgpt estimate` without --trace computes it"
-                ),
-            )
-        else:
-            choices = sorted(offered | (estimated if lens == "estimate" else frozenset()))
-            yield (
-                (section, name),
-                (f"{value!r} is not offered in this version of memgpt: choose {' or '.join(choices)}"),
-            )
+            reason = f"cannot be traced or profiled in this version of memgpt; {_ESTIMATE_CAN}"
+        yield (section, name), f"{value!r} {reason}"
 
 
-def _device(recipe: Recipe, lens: Lens) -> Iterator[tuple[KeyPath, str]]:
+def _device(recipe: Recipe, lens: Lens) -> Iterator[_Refusal]:
     name = recipe.device.name
     if recipe.device.type == "cpu" or lens == "estimate":
         return
-    path = ("device", "name")
     if lens == "trace":
-        yield (
-            path,
-            (
-                f"{name!r} cannot be traced in this version of memgpt, which traces cpu; "
-                "`memgpt estimate` without --trace computes it"
-            ),
-        )
+        reason = f"cannot be traced in this version of memgpt, which traces cpu; {_ESTIMATE_CAN}"
+        yield ("device", "name"), f"{name!r} {reason}"
     elif name.partition(":")[0] != "cuda":
-        yield path, f"{name!r} is not a device that can be run on: write cpu, cuda or cuda:N"
+        yield ("device", "name"), f"{name!r} is not a device that can be run on: write cpu, cuda or cuda:N"
 
 
-def _combinations(recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
-    if recipe.task == "training":
-        if recipe.quantization.scheme != "none":
-            yield (
-                ("quantization", "scheme"),
-                "quantized weights cannot be trained: write none, or task: inference",
-            )
-        if recipe.kv_cache.kind not in ("none", "dynamic"):
-            yield ("kv_cache", "kind"), "training keeps no KV cache: leave the key out"
-        if recipe.workload.logits != Workload().logits:
-            yield ("workload", "logits"), "belongs to inference, training needs all logits: leave the key out"
+def _combinations(recipe: Recipe) -> Iterator[_Refusal]:
+    """What is offered, but not for this task."""
+    if recipe.task == "inference":
+        for section, default, names in _TRAINING_ONLY:
+            for name in names:
+                if getattr(getattr(recipe, section), name) != getattr(default, name):
+                    yield (section, name), "belongs to training: leave it out, or write task: training"
         return
-    if recipe.checkpointing.policy != "none":
-        yield ("checkpointing", "policy"), "belongs to training: leave it out, or write task: training"
-    for section, given, default in (
-        ("optimizer", recipe.optimizer, Optimizer()),
-        ("loss", recipe.loss, Loss()),
-        ("workload", recipe.workload, Workload()),
-    ):
-        names = ("steps", "hold_outputs") if section == "workload" else type(default).model_fields
-        for name in names:
-            if getattr(given, name) != getattr(default, name):
-                yield (section, name), "belongs to training: leave it out, or write task: training"
+    if recipe.quantization.scheme != "none":
+        reason = "quantized weights cannot be trained: write none, or task: inference"
+        yield ("quantization", "scheme"), reason
+    if recipe.kv_cache.kind not in ("none", "dynamic"):
+        yield ("kv_cache", "kind"), "belongs to inference, training keeps no KV cache: leave it out"
+    if recipe.workload.logits != "last":
+        yield ("workload", "logits"), "belongs to inference, training needs all logits anyway: leave it out"
