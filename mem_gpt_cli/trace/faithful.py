@@ -12,6 +12,11 @@ from typing import Any
 from unittest import mock
 
 import torch
+import torch._meta_registrations as shape_functions
+
+_GROUPED_MM_TYPES = (torch.float32, torch.bfloat16, torch.float16)
+_GROUPED_MM_ALIGNMENT = 16
+_scaled_grouped_mm = shape_functions._meta_grouped_mm_common
 
 
 def _not_fake(_: Any) -> bool:
@@ -23,6 +28,57 @@ def _single_sequence(_: torch.Tensor) -> None:
     return
 
 
+def _grouped_mm(
+    mat_a: torch.Tensor,
+    mat_b: torch.Tensor,
+    scale_a: torch.Tensor | None = None,
+    scale_b: torch.Tensor | None = None,
+    offs: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    scale_result: torch.Tensor | None = None,
+    out_dtype: torch.dtype | None = None,
+    use_fast_accum: bool = False,
+) -> torch.Tensor:
+    """The result of a grouped matrix product, as torch's kernels for CPU and CUDA both allocate it.
+
+    torch's own shape function demands bf16 and, in a build without CUDA, leaves out the padding of rows to 16
+    bytes; no kernel does either (ATen/native/GroupedMMUtils.h, ``_grouped_mm_validate_inputs`` and
+    ``create_grouped_gemm_output_tensor``).
+
+    Raises:
+        RuntimeError: for the types and strides that the kernels refuse too.
+    """
+    if scale_a is not None:
+        return _scaled_grouped_mm(  # type: ignore[no-any-return]
+            mat_a, mat_b, scale_a, scale_b, offs, bias, scale_result, out_dtype, use_fast_accum
+        )
+    for name, matrix in (("mat_a", mat_a), ("mat_b", mat_b)):
+        _check_grouped_mm_input(name, matrix)
+    if bias is not None or (offs is None) != (mat_a.dim() == mat_b.dim() == 3):
+        raise RuntimeError("grouped_mm: it takes no bias, and offsets where a matrix is 2D")
+    dtype = out_dtype or mat_a.dtype
+    size = [mat_a.size(-2), mat_b.size(-1)]
+    if mat_a.dim() == mat_b.dim():
+        size = [mat_a.size(0) if offs is None else offs.size(0), *size]
+    padded = -(-size[-1] * dtype.itemsize // _GROUPED_MM_ALIGNMENT) * _GROUPED_MM_ALIGNMENT // dtype.itemsize
+    stride = [size[-2] * padded, padded, 1][-len(size) :]
+    return torch.empty_strided(size, stride, dtype=dtype, device=mat_a.device)
+
+
+def _check_grouped_mm_input(name: str, matrix: torch.Tensor) -> None:
+    if matrix.dtype not in _GROUPED_MM_TYPES:
+        raise RuntimeError(f"grouped_mm: {name} is {matrix.dtype}, neither float32, bfloat16 nor float16")
+    (rows, columns), (row, column) = matrix.shape[-2:], matrix.stride()[-2:]
+    if row == 1 and column >= max(1, rows):
+        step = column
+    elif column == 1 and row >= max(1, columns):
+        step = row
+    else:
+        raise RuntimeError(f"grouped_mm: {name} has neither rows nor columns that lie together")
+    if step * matrix.element_size() % _GROUPED_MM_ALIGNMENT:
+        raise RuntimeError(f"grouped_mm: the rows of {name} do not lie a multiple of 16 bytes apart")
+
+
 @contextmanager
 def like_the_real_run() -> Iterator[None]:
     """Patch the questions that transformers asks about tracing and about data that a trace lacks."""
@@ -32,5 +88,6 @@ def like_the_real_run() -> Iterator[None]:
     with (
         mock.patch.object(import_utils, "is_fake_tensor", _not_fake),
         mock.patch.object(masking_utils, "find_packed_sequence_indices", _single_sequence),
+        mock.patch.object(shape_functions, "_meta_grouped_mm_common", _grouped_mm),
     ):
         yield
