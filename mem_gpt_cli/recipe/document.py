@@ -75,7 +75,7 @@ class Node:
         content = dict(self.content)
         for key, node in top.content.items():
             content[key] = content[key].merged(node) if key in content else node
-        return replace(top, content=content)
+        return replace(self, content=content)
 
     def _child(self, step: str | int) -> Node | None:
         if isinstance(self.content, dict):

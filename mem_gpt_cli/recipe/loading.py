@@ -60,11 +60,12 @@ def locate(source: str | Path, beside: Path | None = None, at: Position | None =
     names = shipped.by_name()
     if str(source) in names:
         return names[str(source)]
+    key = "extends: " if at else ""
     if is_folder:
-        raise RecipeError(f"{path} is a folder, not a recipe: name a YAML file in it", at)
+        raise RecipeError(f"{key}{path} is a folder, not a recipe: name a YAML file in it", at)
     name = Path(source).with_suffix("").name
     hint = did_you_mean(name, names) or "; `memgpt recipes list` shows the shipped ones"
-    raise RecipeError(f"{str(source)!r} is neither a file nor a shipped recipe{hint}", at)
+    raise RecipeError(f"{key}{str(source)!r} is neither a file nor a shipped recipe{hint}", at)
 
 
 def _read_chain(path: Path, below: tuple[Path, ...]) -> tuple[Node, list[RecipeError]]:

@@ -29,8 +29,10 @@ def validate(tree: Node, noted: Iterable[RecipeError] = ()) -> Recipe:
     try:
         recipe = Recipe.model_validate(tree.plain())
     except ValidationError as found:
-        errors += [_translate(detail, tree) for detail in found.errors(include_url=False)]
-        raise combined(errors) from None
+        # A value that could not even be read stands as null in the tree: one sentence on it is enough.
+        unread = {error.position for error in errors if error.position}
+        translated = [_translate(detail, tree) for detail in found.errors(include_url=False)]
+        raise combined([*errors, *(error for error in translated if error.position not in unread)]) from None
     if errors:
         raise combined(errors)
     return recipe.read_from(tree)
@@ -174,19 +176,20 @@ def _sentence(detail: ErrorDetails, path: KeyPath) -> str:
             quote = f": quote it as '{shown(value)}'" if isinstance(value, int | float) else ""
             return f"must be text, not {shown(value)}{quote}"
         case "list_type":
-            return f"must be a list, not {shown(value)}" + ("" if value is None else ": write it in [ ]")
+            hint = f": write [{value}]" if isinstance(value, str | int | float) else ""
+            return f"must be a list, not {shown(value)}{hint}"
         case "dict_type":
             return f"must be a mapping of keys to values, not {shown(value)}"
         case "greater_than":
-            return f"must be greater than {limits['gt']}, not {shown(value)}"
+            return f"must be greater than {limits['gt']:g}, not {shown(value)}"
         case "greater_than_equal":
-            return f"must be at least {limits['ge']}, not {shown(value)}"
+            return f"must be at least {limits['ge']:g}, not {shown(value)}"
         case "less_than_equal":
             return f"must be at most {limits['le']:,}, not {shown(value)}"
         case "string_too_short":
             return "is empty: write a name"
         case "less_than":
-            return f"must be less than {limits['lt']}, not {shown(value)}"
+            return f"must be less than {limits['lt']:g}, not {shown(value)}"
         case "value_error":
             return str(limits["error"])
         case _:
