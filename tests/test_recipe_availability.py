@@ -1,0 +1,119 @@
+"""What a lens does not offer is refused by name and position, never ignored."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import get_args
+
+import pytest
+
+from mem_gpt_cli.errors import RecipeError, RecipeErrors
+from mem_gpt_cli.recipe import load_recipe, refuse_unavailable
+from mem_gpt_cli.recipe.availability import Lens
+from mem_gpt_cli.recipe.problems import leaves, section_at, without_none
+
+LENSES: tuple[Lens, ...] = get_args(Lens)
+
+OFFERED: dict[str, dict[str, str]] = {
+    "attention.backend": {"sdpa": "etp", "eager": "etp", "flash": "e", "lsh": ""},
+    "kv_cache.kind": {
+        "none": "etp", "dynamic": "etp",
+        "static": "", "quantized": "", "offloaded": "", "sliding": "", "paged": "",
+    },
+    "checkpointing.policy": {"none": "etp", "full": "etp", "every_n": "", "selective": "", "offload": ""},
+    "adapters.kind": {"none": "etp", "lora": "", "qlora": ""},
+    "quantization.scheme": {"none": "etp", "int8": "e", "nf4": "e", "int4": "", "fp4": ""},
+    "optimizer.name": {
+        "adamw": "etp", "adamw_8bit": "", "paged_adamw_8bit": "", "lion_8bit": "", "adafactor": "", "sgd": "",
+        "galore": "",
+    },
+    "optimizer.implementation": {"auto": "etp", "loop": "etp", "foreach": "etp", "fused": "etp"},
+    "loss.kind": {"full": "etp", "chunked": "", "fused": ""},
+    "device": {"cpu": "etp", "cuda": "ep", "cuda:1": "ep", "H100": "e"},
+}  # fmt: skip
+"""Each value of an option, and the first letters of the lenses that offer it."""
+
+CASES = [(key, value, lens) for key, values in OFFERED.items() for value in values for lens in LENSES]
+
+
+def test_the_table_has_every_value_of_every_option() -> None:
+    for key, values in OFFERED.items():
+        section, _, name = key.partition(".")
+        found = section_at((section,))
+        assert found is not None
+        if name:
+            assert set(values) == set(get_args(without_none(found.model_fields[name].annotation)))
+    options = {".".join(path) for path in leaves() if path[-1] in ("kind", "scheme", "backend", "policy")}
+    assert options <= set(OFFERED)
+
+
+@pytest.mark.parametrize(("key", "value", "lens"), CASES)
+def test_each_lens_offers_what_it_says(key: str, value: str, lens: Lens) -> None:
+    training = key.startswith(("checkpointing", "optimizer", "loss"))
+    override = f"{key}={value}"
+    task = f"task={'training' if training else 'inference'}"
+    recipe = load_recipe(None, overrides=[override, task])
+    if lens[0] in OFFERED[key][value]:
+        refuse_unavailable(recipe, lens)
+        return
+    with pytest.raises(RecipeError) as caught:
+        refuse_unavailable(recipe, lens)
+    message = str(caught.value)
+    assert message.startswith(f"--set {override}:1:{len(key) + 2}: {key}")
+    assert f"{value!r} " in message
+    assert caught.value.exit_code == 2
+
+
+def test_the_sentence_names_the_way_out(tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text("quantization:\n  scheme: nf4\n", encoding="utf-8")
+    with pytest.raises(RecipeError) as caught:
+        refuse_unavailable(load_recipe(path), "trace")
+    assert str(caught.value) == (
+        f"{path}:2:11: quantization.scheme: 'nf4' cannot be traced or profiled in this version of memgpt; "
+        "`memgpt estimate` without --trace computes it"
+    )
+    with pytest.raises(
+        RecipeError, match=r"'int4' is not offered in this version of memgpt: choose int8 or nf4"
+    ):
+        refuse_unavailable(load_recipe(None, overrides=["quantization.scheme=int4"]), "estimate")
+
+
+@pytest.mark.parametrize(
+    ("task", "override", "message"),
+    [
+        ("inference", "checkpointing.policy=full", "belongs to training"),
+        ("inference", "optimizer.lr=0.1", "belongs to training"),
+        ("inference", "optimizer.implementation=foreach", "belongs to training"),
+        ("inference", "workload.steps=3", "belongs to training"),
+        ("inference", "workload.hold_outputs=true", "belongs to training"),
+        ("training", "quantization.scheme=int8", "quantized weights cannot be trained"),
+        ("training", "workload.logits=all", "belongs to inference"),
+    ],
+)
+@pytest.mark.parametrize("lens", LENSES)
+def test_what_the_task_would_ignore_is_refused(task: str, override: str, message: str, lens: Lens) -> None:
+    recipe = load_recipe(None, overrides=[f"task={task}", override])
+    with pytest.raises(RecipeError, match=message if lens == "estimate" else None) as caught:
+        refuse_unavailable(recipe, lens)
+    assert str(caught.value).startswith(f"--set {override}:1:")
+
+
+@pytest.mark.parametrize("task", ["inference", "training"])
+@pytest.mark.parametrize("kind", ["none", "dynamic"])
+def test_the_cache_kinds_that_change_nothing_in_training_pass(task: str, kind: str) -> None:
+    for lens in LENSES:
+        refuse_unavailable(load_recipe(None, overrides=[f"task={task}", f"kv_cache.kind={kind}"]), lens)
+
+
+def test_a_sweep_is_no_single_recipe() -> None:
+    with pytest.raises(RecipeError, match=r"all\.yaml:\d+:\d+: sweep: .*run `memgpt bench`"):
+        refuse_unavailable(load_recipe("all"), "estimate")
+
+
+def test_all_that_is_refused_is_reported_at_once_and_each_key_once() -> None:
+    overrides = ["attention.backend=lsh", "kv_cache.kind=paged", "loss.kind=chunked"]
+    with pytest.raises(RecipeErrors) as caught:
+        refuse_unavailable(load_recipe(None, overrides=overrides), "profile")
+    keys = [error.message.partition(":")[0] for error in caught.value.errors]
+    assert sorted(keys) == ["attention.backend", "kv_cache.kind", "loss.kind"]
