@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 
 from mem_gpt_cli.errors import UnsupportedError, UsageError
 from mem_gpt_cli.model.source import ModelSource
+from mem_gpt_cli.model.weights import load_weights, wants_real_weights
 from mem_gpt_cli.recipe.schema import Recipe
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -51,12 +53,32 @@ def set_dropout(config: Any, probability: float) -> None:
             setattr(config, key, probability)
 
 
-def build_on_meta(source: ModelSource, recipe: Recipe) -> torch.nn.Module:
-    """The model without memory: every tensor on torch's ``meta`` device."""
+def with_layers(config: Any, layers: int) -> Any:
+    """A copy of a transformers config with fewer layers; lists of one entry a layer are cut."""
+    shallow = copy.deepcopy(config)
+    text = shallow.get_text_config()
+    full = text.num_hidden_layers
+    for key, value in list(vars(text).items()):
+        if isinstance(value, list) and len(value) == full:
+            setattr(text, key, value[:layers])
+    text.num_hidden_layers = layers
+    return shallow
+
+
+def build_on_meta(source: ModelSource, recipe: Recipe, layers: int | None = None) -> torch.nn.Module:
+    """The model without memory: every tensor on torch's ``meta`` device.
+
+    Args:
+        source: which model.
+        recipe: the options that change what is built.
+        layers: build that many layers instead of all.
+    """
     from transformers import AutoModelForCausalLM
     from transformers.initialization import no_init_weights
 
     config = transformers_config(source, recipe)
+    if layers is not None:
+        config = with_layers(config, layers)
     options: dict[str, Any] = {"attn_implementation": recipe.attention.backend}
     if recipe.model.experts != "auto":
         options["experts_implementation"] = EXPERTS[recipe.model.experts]
@@ -65,6 +87,8 @@ def build_on_meta(source: ModelSource, recipe: Recipe) -> torch.nn.Module:
             model = AutoModelForCausalLM.from_config(config, dtype=DTYPES[recipe.model.dtype], **options)
         except ValueError as error:
             raise UnsupportedError(f"{source.name}: {_first_line(error)}") from error
+    model.tie_weights()  # no_init_weights leaves this out too
+    model.tie_weights()
     if recipe.checkpointing.policy == "full":
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return model  # type: ignore[no-any-return]
@@ -102,6 +126,8 @@ def build(source: ModelSource, recipe: Recipe, device: torch.device | None = Non
     model = build_on_meta(source, recipe)
     materialise(model, device)
     initialise(model)
+    if wants_real_weights(source, recipe):
+        load_weights(model, source)
     return model
 
 
