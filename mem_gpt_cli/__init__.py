@@ -5,22 +5,19 @@
     report = memgpt.estimate("recipe.yaml")  # or trace(...), or profile(...)
     model = memgpt.load({"model": {"name": "memgpt-tiny"}})
 
-A recipe is a ``Recipe``, the path or the name of a recipe file, or a mapping of its keys. No torch is
-imported before one of the others is called: ``estimate`` never needs it.
+A recipe is a ``Recipe``, the path or the name of a recipe file, or a mapping of its keys. Nothing
+heavy is imported before one of these is called: ``estimate`` never needs torch.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-# Each lens is a room and a function here, of one name. The first import of a submodule makes it an attribute
-# of its package: it must happen before the functions are defined, or it would replace them later.
-import mem_gpt_cli.estimate as _estimate
-import mem_gpt_cli.profile as _profile
-import mem_gpt_cli.trace as _trace
 from mem_gpt_cli._version import __version__
 
 if TYPE_CHECKING:
@@ -38,7 +35,9 @@ def estimate(recipe: Recipe | Mapping[str, Any] | str | Path) -> MemoryReport:
     Raises:
         MemgptError: for a recipe that cannot be used or a model that has no formula.
     """
-    return _estimate.estimate(_recipe(recipe))
+    from mem_gpt_cli.estimate import estimate as answer
+
+    return answer(_recipe(recipe))
 
 
 def trace(
@@ -52,7 +51,9 @@ def trace(
     Raises:
         MemgptError: for a recipe that cannot be used or a model that cannot be traced.
     """
-    return _trace.trace(_recipe(recipe), full_depth=full_depth, events=events)
+    from mem_gpt_cli.trace import trace as answer
+
+    return answer(_recipe(recipe), full_depth=full_depth, events=events)
 
 
 def profile(recipe: Recipe | Mapping[str, Any] | str | Path, **options: Any) -> MemoryReport:
@@ -61,7 +62,9 @@ def profile(recipe: Recipe | Mapping[str, Any] | str | Path, **options: Any) -> 
     Raises:
         MemgptError: for a recipe that cannot be used or a device that is not there.
     """
-    return _profile.profile(_recipe(recipe), **options)
+    from mem_gpt_cli.profile import profile as answer
+
+    return answer(_recipe(recipe), **options)
 
 
 def load(recipe: Recipe | Mapping[str, Any] | str | Path) -> Any:
@@ -95,3 +98,14 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *_LAZY})
+
+
+class _Package(ModuleType):
+    """Each lens is a room and a function here, of one name: the import of the room leaves the function."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (isinstance(value, ModuleType) and name in __all__):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
