@@ -19,21 +19,18 @@ _FOLDER = Path(__file__).parent / "catalogue"
 class Entry:
     """One model of the catalogue.
 
-    ``hub`` is the repository on the Hugging Face hub whose config.json ``config`` holds; ``parameters`` the
-    count that is published for it, where that is exact; ``aliases`` further names that find it.
+    ``hub`` is the repository on the Hugging Face hub, ``config`` what its config.json says of the model's
+    shape, ``source`` the page that this is from; ``parameters`` the count that is published, where that is
+    exact; ``aliases`` further names that find it, among them tuned models of the same shape.
     """
 
     name: str
     family: str
     hub: str
     config: Mapping[str, Any] = field(repr=False)
+    source: str
     parameters: int | None = None
     aliases: tuple[str, ...] = ()
-
-    @property
-    def source(self) -> str:
-        """The page of the config."""
-        return f"https://huggingface.co/{self.hub}/blob/main/config.json"
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -60,6 +57,7 @@ def _entries(path: Path) -> list[Entry]:
             family=document["family"],
             hub=model["hub"],
             config={**document["common"], **model.get("config", {})},
+            source=model.get("source", f"https://huggingface.co/{model['hub']}"),
             parameters=model.get("published_parameters"),
             aliases=tuple(model.get("aliases", ())),
         )
