@@ -9,7 +9,8 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
+from unittest import mock
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -17,7 +18,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from mem_gpt_cli.ledger.log import EventLog
 from mem_gpt_cli.ledger.modules import ModulePath
 
-KernelBuffers = Callable[[Any, tuple[Any, ...], Mapping[str, Any], Any], int]
+
+class KernelBuffers(Protocol):
+    """Knows what kernels allocate and free inside one operator, which no tensor shows."""
+
+    def __call__(
+        self, log: EventLog, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any
+    ) -> int | None:
+        """The number of a storage made in ``log`` for this call's inner buffers; ``None`` for none."""
+        ...
 
 
 class Ledger(TorchDispatchMode):
@@ -26,8 +35,7 @@ class Ledger(TorchDispatchMode):
     Args:
         logits_width: size of the vocabulary; a buffer whose last dimension is that wide, and which is no
             weight or gradient, is counted as ``logits``.
-        kernel_buffers: bytes that a kernel allocates and frees inside one operator, which no tensor shows:
-            called with the operator, its arguments and its result. ``None`` where the kernels really run.
+        kernel_buffers: the inner buffers of kernels that do not run; ``None`` where they really do.
         on_birth: called with the storage's number and the tensor at each birth.
     """
 
@@ -81,9 +89,12 @@ class Ledger(TorchDispatchMode):
     def __enter__(self) -> Ledger:
         self.modules.attach()
         super().__enter__()
+        self._rng_state = mock.patch.object(torch, "get_rng_state", self._counted(torch.get_rng_state))
+        self._rng_state.start()
         return self
 
     def __exit__(self, *exc: object) -> None:
+        self._rng_state.stop()
         super().__exit__(*exc)  # type: ignore[arg-type]
         self.modules.detach()
 
@@ -106,12 +117,22 @@ class Ledger(TorchDispatchMode):
                 if isinstance(item, torch.Tensor):
                     self._count(item)
         if self._kernel_buffers is not None:
-            nbytes = self._kernel_buffers(func, args, kwargs, result)
-            if nbytes:
-                inner = self.log.storage(nbytes, "workspace")
+            inner = self._kernel_buffers(self.log, func, args, kwargs, result)
+            if inner is not None:
                 self.log.birth(inner)
                 self.log.death(inner)
         return result
+
+    def _counted(self, function: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
+        """The random state that each checkpoint keeps is a tensor that no operator makes."""
+
+        def counted() -> torch.Tensor:
+            state = function()
+            if not self._paused:
+                self._count(state)
+            return state
+
+        return counted
 
     def _count(self, tensor: torch.Tensor) -> None:
         for leaf in _plain(tensor):

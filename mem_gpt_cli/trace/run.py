@@ -9,11 +9,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mem_gpt_cli.kv_cache.storage import cache_tensors
 from mem_gpt_cli.ledger import EventLog, Ledger
-from mem_gpt_cli.model.build import build_on_meta, initialise, materialise
-from mem_gpt_cli.model.source import ModelSource
+from mem_gpt_cli.model.build import initialise, materialise
 from mem_gpt_cli.recipe.schema import Recipe
-from mem_gpt_cli.trace.kernels import kernel_buffers
 from mem_gpt_cli.trace.faithful import like_the_real_run
+from mem_gpt_cli.trace.kernels import CpuKernels
 from mem_gpt_cli.workload import Inference, workload_of
 
 RECORDED_STEPS = 2
@@ -22,43 +21,38 @@ RECORDED_STEPS = 2
 
 @dataclass(frozen=True)
 class FakeRun:
-    """What a fake run leaves: its events and the numbers of the model that ran."""
+    """What a fake run leaves: its events, and how many kernels were too large to ask for their scratch."""
 
     log: EventLog
-    parameters: int
-    architecture: str
+    unasked_kernels: int
 
 
-def fake_run(source: ModelSource, recipe: Recipe, *, every_step: bool) -> FakeRun:
+def fake_run(model: torch.nn.Module, recipe: Recipe, *, every_step: bool) -> FakeRun:
     """Run the recipe's workload on fake tensors and record its memory.
 
     Args:
-        source: the model, at the depth that is to run.
+        model: the model on ``meta``; it is given (fake) memory here, as the first thing that is recorded.
         recipe: the options and the sizes.
         every_step: run each decode step; else only those at the two ends of the generation.
     """
-    meta = build_on_meta(source, recipe)
+    kernels = CpuKernels()
     with FakeTensorMode(allow_non_fake_inputs=True), like_the_real_run():
-        ledger = Ledger(logits_width=vocabulary(meta), kernel_buffers=kernel_buffers())
-        ledger.modules.name(meta)
+        ledger = Ledger(logits_width=vocabulary(model), kernel_buffers=kernels)
+        ledger.modules.name(model)
         workload = workload_of(recipe)
         with ledger:
             with ledger.phase("load"):
-                materialise(meta, torch.device("cpu"))
-                ledger.mark("weights", [*meta.parameters(), *meta.buffers()])
-                initialise(meta)
-            workload.prepare(meta, ledger)
-            length = workload.lengths.prompt
-            tokens = torch.zeros(recipe.workload.batch, length, dtype=torch.long)
+                materialise(model, torch.device("cpu"))
+                ledger.mark("weights", [*model.parameters(), *model.buffers()])
+                initialise(model)
+            workload.prepare(model, ledger)
+            tokens = torch.zeros(recipe.workload.batch, workload.lengths.prompt, dtype=torch.long)
             if isinstance(workload, Inference) and not every_step:
-                ends_only(workload, meta, tokens, ledger)
+                ends_only(workload, model, tokens, ledger)
             else:
-                workload.run(meta, tokens, ledger)
-    return FakeRun(
-        log=ledger.log,
-        parameters=sum(p.numel() for p in meta.parameters()),
-        architecture=type(meta).__name__,
-    )
+                workload.run(model, tokens, ledger)
+    kernels.probe.answer(ledger.log)
+    return FakeRun(ledger.log, kernels.probe.too_large)
 
 
 def ends_only(workload: Inference, model: torch.nn.Module, tokens: torch.Tensor, ledger: Ledger) -> None:
