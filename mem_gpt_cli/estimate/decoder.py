@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mem_gpt_cli.estimate import ops
-from mem_gpt_cli.estimate.blocks import block, norm
+from mem_gpt_cli.estimate.blocks import block
 from mem_gpt_cli.estimate.dialect import dialect_of
 from mem_gpt_cli.estimate.forward_pass import CacheLayer, Pass
+from mem_gpt_cli.estimate.norms import norm
 from mem_gpt_cli.estimate.tape import (
     FP32,
     INPUTS,
@@ -82,6 +83,7 @@ class Decoder:
             dialect=self.dialect,
             backend=self.recipe.attention.backend,
             device=self.recipe.device.type,
+            experts=self.recipe.model.experts,
             item=self.item,
             batch=batch,
             tokens=tokens.numel // batch,
@@ -126,7 +128,7 @@ class Decoder:
         """One layer that keeps its input alone and runs again in backward (torch.utils.checkpoint)."""
         layer, tape = self.architecture.layers[index], run.tape
         recording, tape.recording = tape.recording, False
-        out = block(run, layer, index, x.detach())
+        out = block(run, layer, index, x.handle())
         tape.recording = recording
 
         def recompute(tape: Tape, node: Node, grads: list[Tensor | None]) -> Sequence[Tensor | None]:

@@ -18,7 +18,7 @@ class Dialect:
     normalised input back before it is multiplied by the weight, ``gemma`` multiplies in fp32 by ``1 + weight``.
     ``embedding_scale``: the embeddings are multiplied by a number. ``norm_position``: ``pre``, ``sandwich``
     (before and after each part: Gemma 2 and 3) or ``post`` (OLMo 2). ``holds_attention_output``: the block keeps
-    a name on it to its end.
+    a name on it to its end. ``scales_queries``: the queries, not the scores, are scaled.
     """
 
     softmax_fp32: bool = True
@@ -26,11 +26,13 @@ class Dialect:
     embedding_scale: bool = False
     norm_position: Literal["pre", "sandwich", "post"] = "pre"
     holds_attention_output: bool = False
+    scales_queries: bool = False
 
 
 _DEFAULT = Dialect()
 _DIALECTS = {
     "gpt2": Dialect(softmax_fp32=False, holds_attention_output=True),
+    "opt": Dialect(scales_queries=True),
     "gemma": Dialect(rms="gemma", embedding_scale=True),
     "gemma2": Dialect(rms="gemma", embedding_scale=True, norm_position="sandwich"),
     "gemma3_text": Dialect(rms="gemma", embedding_scale=True, norm_position="sandwich"),

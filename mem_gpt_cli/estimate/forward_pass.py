@@ -34,6 +34,7 @@ class Pass:
     dialect: Dialect
     backend: str
     device: str
+    experts: str
     item: int
     batch: int
     tokens: int
@@ -43,6 +44,10 @@ class Pass:
     cache: dict[int, CacheLayer] | None = None
     masks: dict[int | None, Tensor] = field(default_factory=dict)
     rotary: tuple[Tensor, Tensor] | None = None
+
+    def dropout(self, probability: float) -> float:
+        """The dropout probability that is in force."""
+        return probability if self.training else 0.0
 
     @property
     def rows(self) -> int:
@@ -54,7 +59,7 @@ class Pass:
         """Book what is made inside under ``slot``, and name the module."""
         tape, outer = self.tape, self.tape.slot
         ledger, outer_module = tape.ledger, tape.ledger.module
-        tape.slot, ledger.module = slot, f"{outer_module}.{module}" if outer_module else module
+        tape.slot, ledger.module = slot, module
         yield
         tape.slot, ledger.module = outer, outer_module
 

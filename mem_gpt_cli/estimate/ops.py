@@ -13,7 +13,7 @@ from mem_gpt_cli.estimate.tape import CASTS, FP32, Edge, Node, Parameter, Storag
 Grads = list[Tensor | None]
 
 
-def _fresh(tape: Tape, node: Node, grads: Grads) -> Sequence[Tensor | None]:
+def fresh(tape: Tape, node: Node, grads: Grads) -> Sequence[Tensor | None]:
     """A new gradient for every input that wants one, its elements in the order of the incoming one."""
     results = [
         tape.new(edge.numel, edge.item, f"{node.operation}_backward") if edge.node else None
@@ -29,7 +29,7 @@ def _passed(tape: Tape, node: Node, grads: Grads) -> Sequence[Tensor | None]:
     """The incoming gradient itself, once for every input."""
     grad = grads[0]
     assert grad is not None
-    return [grad.view(permuted=grad.permuted) if edge.node else None for edge in node.edges]
+    return [grad.handle() if edge.node else None for edge in node.edges]
 
 
 def pointwise(
@@ -39,14 +39,22 @@ def pointwise(
     out = tape.new(x.numel, x.item, operation)
     out.permuted = x.permuted
     saved = [t.storage for t, kept in ((x, keeps_input), (out, keeps_output)) if kept]
-    return tape.record(operation, out, (x,), saved, _fresh)
+    return tape.record(operation, out, (x,), saved, fresh)
 
 
 def add(tape: Tape, a: Tensor, b: Tensor) -> Tensor:
     """``a + b`` with ``b`` no larger than ``a``; nothing is kept."""
     out = tape.new(a.numel, max(a.item, b.item), "add")
+    _promote(tape, a, b)
     out.permuted = a.permuted
     return tape.record("add", out, (a, b), (), _passed)
+
+
+def _promote(tape: Tape, a: Tensor, b: Tensor) -> None:
+    """On CPU the narrower operand is copied to the wider one's width first (ATen/TensorIterator.cpp)."""
+    if a.item != b.item and not tape.cuda:
+        narrow = min(a, b, key=lambda x: x.item)
+        tape.scratch(narrow.numel * max(a.item, b.item), "_to_copy")
 
 
 def shift(tape: Tape, x: Tensor) -> Tensor:
@@ -59,6 +67,7 @@ def shift(tape: Tape, x: Tensor) -> Tensor:
 def multiply(tape: Tape, a: Tensor, b: Tensor) -> Tensor:
     """``a * b``, ``b`` broadcast over ``a`` where it is smaller; each is kept for the other's gradient."""
     out = tape.new(a.numel, max(a.item, b.item), "mul")
+    _promote(tape, a, b)
     out.permuted = a.permuted
     saved = [kept.storage for kept, other in ((b, a), (a, b)) if other.node is not None]
     return tape.record("mul", out, (a, b), saved, _multiply_backward)
@@ -100,7 +109,7 @@ def split(tape: Tape, x: Tensor, sizes: Sequence[int]) -> list[Tensor]:
     parts = [Tensor(size, x.item, x.storage, permuted=x.permuted) for size in sizes]
     if tape.recording and x.node is not None:
         edge = Edge(x.node, x.port, x.numel, x.item)
-        node = Node("cat", (edge,), (), _fresh, tape.slot, ports=len(parts), module=tape.ledger.module)
+        node = Node("cat", (edge,), (), fresh, tape.slot, ports=len(parts), module=tape.ledger.module)
         tape.nodes.append(node)
         for port, part in enumerate(parts):
             part.node, part.port = node, port
@@ -110,7 +119,7 @@ def split(tape: Tape, x: Tensor, sizes: Sequence[int]) -> list[Tensor]:
 def part(tape: Tape, x: Tensor, numel: int) -> Tensor:
     """A slice; its gradient is written into zeros of the whole size."""
     out = Tensor(numel, x.item, x.storage, permuted=x.permuted)
-    return tape.record("slice", out, (x,), (), _fresh)
+    return tape.record("slice", out, (x,), (), fresh)
 
 
 def concatenate(tape: Tape, parts: Sequence[Tensor], *, slot: int | None = None) -> Tensor:
@@ -157,10 +166,14 @@ def _cast_weight(tape: Tape, weight: Parameter) -> Tensor:
 def _linear_backward(tape: Tape, node: Node, grads: Grads) -> Sequence[Tensor | None]:
     """The input's gradient and the weight's; the latter is a gradient of the model from its birth on."""
     x, weight = node.edges
-    return [
+    results = [
         tape.new(x.numel, x.item, "mm") if x.node else None,
         tape.new(weight.numel, weight.item, "mm", weight.node.slot) if weight.node else None,
     ]
+    for result in results:
+        if result is not None:
+            result.viewed = True
+    return results
 
 
 def _weight_gradients(tape: Tape, node: Node, grads: Grads) -> Sequence[Tensor | None]:
@@ -170,15 +183,15 @@ def _weight_gradients(tape: Tape, node: Node, grads: Grads) -> Sequence[Tensor |
     ]
 
 
-def matmul(tape: Tape, a: Tensor, b: Tensor, numel: int, *, merges: bool) -> Tensor:
-    """A product over batch and heads.
+def matmul(tape: Tape, a: Tensor, b: Tensor, numel: int, *, merges: bool, casts: bool = True) -> Tensor:
+    """A product over batch and heads; inside a composite kernel autocast no longer ``casts``.
 
     ``merges``: batch and heads, both more than one, become one dimension, for which an operand (and in
     backward a gradient) whose heads were permuted is copied first.
     """
     if merges:
         a, b = (clone(tape, x) if x.permuted else x for x in (a, b))
-    if tape.autocast:
+    if tape.autocast and casts:
         a, b = cast(tape, a, tape.autocast), cast(tape, b, tape.autocast)
     out = tape.new(numel, a.item, "bmm")
     saved = [t.storage for t, other in ((a, b), (b, a)) if other.node is not None]
@@ -200,7 +213,7 @@ def _merging_bmm_backward(tape: Tape, node: Node, grads: Grads) -> Sequence[Tens
 
 def to_heads(tape: Tape, x: Tensor) -> Tensor:
     """``x.view(batch, tokens, heads, width).transpose(1, 2)``; backward copies what comes back head by head."""
-    return tape.record("clone", x.detach().view(permuted=True), (x,), (), _from_heads_backward)
+    return tape.record("clone", x.view(permuted=True), (x,), (), _from_heads_backward)
 
 
 def _from_heads_backward(tape: Tape, node: Node, grads: Grads) -> Sequence[Tensor | None]:
@@ -213,7 +226,7 @@ def _from_heads_backward(tape: Tape, node: Node, grads: Grads) -> Sequence[Tenso
 
 def from_heads(tape: Tape, x: Tensor) -> Tensor:
     """``x.transpose(1, 2).reshape(batch, tokens, width)``: a view of permuted heads, else a copy."""
-    out = x.detach().view() if x.permuted else tape.new(x.numel, x.item, "clone")
+    out = x.view() if x.permuted else tape.new(x.numel, x.item, "clone")
     return tape.record("clone", out, (x,), (), _permuted_backward)
 
 
@@ -227,7 +240,7 @@ def softmax(tape: Tape, x: Tensor, item: int) -> Tensor:
     """Keeps its output; one kernel reads ``x`` and writes ``item`` bytes wide where the two differ on CUDA."""
     wide = x if tape.cuda else cast(tape, x, item)
     out = tape.new(x.numel, item, "_softmax")
-    return tape.record("_softmax", out, (wide,), (out.storage,), _fresh)
+    return tape.record("_softmax", out, (wide,), (out.storage,), fresh)
 
 
 def dropout(tape: Tape, x: Tensor, probability: float) -> Tensor:
@@ -240,7 +253,7 @@ def dropout(tape: Tape, x: Tensor, probability: float) -> Tensor:
     if tape.cuda:
         out = tape.new(x.numel, x.item, "native_dropout")
         mask = tape.new(x.numel, 1, "native_dropout")
-        return tape.record("native_dropout", out, (x,), (mask.storage,), _fresh)
+        return tape.record("native_dropout", out, (x,), (mask.storage,), fresh)
     noise = tape.new(x.numel, x.item, "bernoulli_")
     return multiply(tape, x, noise)
 
@@ -249,7 +262,7 @@ def layer_norm(tape: Tape, x: Tensor, rows: int) -> Tensor:
     """Keeps its input and two statistics a row."""
     out = tape.new(x.numel, x.item, "native_layer_norm")
     statistics = tape.new(2 * rows, max(FP32, x.item) if tape.cuda else x.item, "native_layer_norm")
-    return tape.record("native_layer_norm", out, (x,), (x.storage, statistics.storage), _fresh)
+    return tape.record("native_layer_norm", out, (x,), (x.storage, statistics.storage), fresh)
 
 
 def sdpa(
@@ -275,17 +288,35 @@ def _sdpa_backward(tape: Tape, node: Node, grads: Grads) -> Sequence[Tensor | No
 def log_softmax_nll(tape: Tape, logits: Tensor, rows: int) -> Tensor:
     """Cross entropy: the log-probabilities are kept; backward makes a gradient for them and one for the logits."""
     out = tape.new(logits.numel, logits.item, "_log_softmax")
-    tape.record("_log_softmax", out, (logits,), (out.storage,), _fresh)
+    tape.record("_log_softmax", out, (logits,), (out.storage,), fresh)
     loss = tape.new(1, logits.item, "nll_loss")
-    return tape.record("nll_loss", loss, (out,), (out.storage,), _fresh)
+    return tape.record("nll_loss", loss, (out,), (out.storage,), fresh)
 
 
 def reduce_mean(tape: Tape, x: Tensor, rows: int) -> Tensor:
     """The mean of each row; backward spreads it over the whole size."""
-    return tape.record("mean", tape.new(rows, x.item, "mean"), (x,), (), _fresh)
+    return tape.record("mean", tape.new(rows, x.item, "mean"), (x,), (), fresh)
 
 
 def repeat(tape: Tape, x: Tensor, times: int) -> Tensor:
     """Each head ``times`` over, copied; backward adds the copies up."""
     out = tape.new(x.numel * times, x.item, "repeat")
-    return tape.record("sum", out, (x,), (), _fresh)
+    return tape.record("sum", out, (x,), (), fresh)
+
+
+def gather(tape: Tape, x: Tensor, numel: int) -> Tensor:
+    """Rows of ``x`` by an index; backward adds them into zeros of the whole size."""
+    return tape.record("index", tape.new(numel, x.item, "index"), (x,), (), fresh)
+
+
+def add_up(tape: Tape, x: Tensor, numel: int) -> Tensor:
+    """The sum over one dimension; backward is a view of the gradient, repeated."""
+    return tape.record("sum", tape.new(numel, x.item, "sum"), (x,), (), _views)
+
+
+def grouped_linear(tape: Tape, x: Tensor, weight: Parameter, numel: int) -> Tensor:
+    """``grouped_mm`` with stacked experts: autocast leaves it alone, ``x`` follows the weight's width."""
+    x = cast(tape, x, weight.item)
+    saved = [t.storage for t, other in ((x, weight), (weight, x)) if other.node is not None]
+    out = tape.new(numel, x.item, "_grouped_mm")
+    return tape.record("_grouped_mm", out, (x, weight), saved, _linear_backward)

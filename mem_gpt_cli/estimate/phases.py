@@ -64,9 +64,11 @@ def _generate(decoder: Decoder, tokens: Tensor) -> None:
         return
     decoder.ledger.enter("decode")
     length = lengths.prompt + lengths.new - 2
-    if lengths.new > 2:
-        held = cache = None
-        cache = filled_cache(decoder, length) if cached else None
+    if lengths.new > 2 and cache is not None:
+        held = None
+        widths = [(layer.keys.item, layer.values.item) for layer in cache.values()]
+        cache = None
+        cache = filled_cache(decoder, length, widths)
     sequence = decoder.tape(recording=False).new(
         decoder.recipe.workload.batch * (length + 1), INT64, "cat", INPUTS
     )
@@ -88,18 +90,19 @@ def _next_token(decoder: Decoder, tokens: Tensor, cache: dict[int, CacheLayer] |
     return tape.new(tokens.numel + batch, INT64, "cat", INPUTS)
 
 
-def filled_cache(decoder: Decoder, tokens: int) -> dict[int, CacheLayer]:
-    """The cache that ``tokens`` of each sequence, the last of them decoded, have left."""
+def filled_cache(decoder: Decoder, tokens: int, items: Sequence[tuple[int, int]]) -> dict[int, CacheLayer]:
+    """The cache that ``tokens`` of each sequence, the last of them decoded, have left.
+
+    ``items`` are the bytes of one element of each layer's keys and values.
+    """
     tape, batch = decoder.tape(recording=False), decoder.recipe.workload.batch
-    item = tape.autocast or decoder.item
     cache: dict[int, CacheLayer] = {}
     for index, layer in enumerate(decoder.architecture.layers):
         part = layer.attention
         held = cache_cost.stored_tokens(part, tokens, decoded=True)
         kept = held if part.window is None else min(held, part.window - 1)
-        keys_width, values_width = cache_cost.widths(part)
         sides = []
-        for width in (keys_width, values_width):
+        for width, item in zip(cache_cost.widths(part), items[index], strict=True):
             whole = tape.new(batch * held * width, item, "cat", KV_CACHE)
             sides.append(Tensor(batch * kept * width, item, whole.storage))
         cache[index] = CacheLayer(sides[0], sides[1], kept)
@@ -115,9 +118,11 @@ def _train(decoder: Decoder, tokens: Tensor) -> None:
     if recipe.workload.steps > 1:
         state.append(Storage(ledger, OPTIMIZER_STATE, optimizer_cost.state_bytes(sizes), "zeros_like"))
     tape = decoder.tape(recording=True)
-    held: Tensor | None = decoder.head(tape, decoder.forward(tape, tokens))
+    hidden = decoder.forward(tape, tokens)
+    held: Tensor | None = decoder.head(tape, hidden)
     assert held is not None
     loss = decoder.loss(tape, held, tokens.numel)
+    del hidden
     tape.casts.clear()
     if not recipe.workload.hold_outputs:
         held = None
@@ -135,10 +140,16 @@ def _train(decoder: Decoder, tokens: Tensor) -> None:
 
 
 def parameter_bytes(architecture: Architecture, item: int, rounding: int = 1) -> Sequence[int]:
-    """Bytes of each trainable tensor."""
-    return [
-        -(-tensor.numel * (tensor.dtype_bytes or item) // rounding) * rounding
-        for tensor in architecture.tensors
-        if tensor.kind != "buffer"
-        for _ in range(tensor.count)
+    """Bytes of each trainable tensor, layer by layer, in the order in which a model names its parameters."""
+    trainable = [tensor for tensor in architecture.tensors if tensor.kind != "buffer"]
+    inside = [tensor for tensor in trainable if "*" in tensor.name]
+    outside = [tensor for tensor in trainable if "*" not in tensor.name]
+    first = [tensor for tensor in outside if tensor.kind == "embedding"]
+    last = [tensor for tensor in outside if tensor.kind != "embedding"]
+    depth = max((tensor.count for tensor in inside), default=0)
+    in_order = [
+        *first,
+        *(tensor for index in range(depth) for tensor in inside if index < tensor.count),
+        *last,
     ]
+    return [-(-tensor.numel * (tensor.dtype_bytes or item) // rounding) * rounding for tensor in in_order]

@@ -30,8 +30,9 @@ SLOTS: tuple[tuple[str, str], ...] = (
     ("gradients", "gradients"),
     ("optimizer_state", "optimizer state"),
     ("adapters", "adapters"),
-    ("workspace", "weight casts"),
+    ("activations", "weight casts"),
     ("workspace", "optimizer temporaries"),
+    ("workspace", "kernel buffers"),
 )
 (
     WEIGHTS,
@@ -49,6 +50,7 @@ SLOTS: tuple[tuple[str, str], ...] = (
     ADAPTERS,
     CASTS,
     OPTIMIZER_TEMPORARIES,
+    KERNEL_BUFFERS,
 ) = range(len(SLOTS))
 
 
@@ -119,10 +121,11 @@ class Tensor:
     """``numel`` elements of ``item`` bytes in a storage; ``node`` made it, if a gradient flows to it.
 
     ``permuted`` says that the heads were moved before the tokens by a view, so that merging batch and heads
-    needs a copy (where there is more than one sequence).
+    needs a copy (where there is more than one sequence). ``viewed`` says that it is a view, whose base holds
+    the bytes as well, so that autograd adds nothing to it in place.
     """
 
-    __slots__ = ("item", "node", "numel", "permuted", "port", "storage")
+    __slots__ = ("item", "node", "numel", "permuted", "port", "storage", "viewed")
 
     def __init__(
         self,
@@ -139,14 +142,19 @@ class Tensor:
         self.node = node
         self.port = port
         self.permuted = permuted
+        self.viewed = False
 
     def view(self, *, permuted: bool = False) -> Tensor:
-        """The same elements in the same storage."""
-        return Tensor(self.numel, self.item, self.storage, self.node, self.port, permuted)
+        """The same elements in another shape; no gradient flows through it until it is recorded."""
+        out = Tensor(self.numel, self.item, self.storage, permuted=permuted)
+        out.viewed = True
+        return out
 
-    def detach(self) -> Tensor:
-        """The same elements, cut from what made them."""
-        return Tensor(self.numel, self.item, self.storage, None, 0, self.permuted)
+    def handle(self) -> Tensor:
+        """The same tensor once more, cut from what made it."""
+        out = Tensor(self.numel, self.item, self.storage, permuted=self.permuted)
+        out.viewed = self.viewed
+        return out
 
 
 class Edge(NamedTuple):
@@ -186,11 +194,14 @@ class Node:
         self.grads: list[Tensor | None] = [None] * ports
 
     def receive(self, tape: Tape, port: int, grad: Tensor) -> None:
-        """Add a gradient to those that wait: in place where nobody else holds the bytes, as torch does."""
+        """Add a gradient to those that wait: in place where nobody else holds the bytes.
+
+        torch/csrc/autograd/input_buffer.cpp, ``can_accumulate_inplace``.
+        """
         held = self.grads[port]
         if held is None:
             self.grads[port] = grad
-        elif sys.getrefcount(held.storage) > 2:
+        elif held.viewed or sys.getrefcount(held.storage) > 2:
             self.grads[port] = tape.new(held.numel, held.item, "add", held.storage.slot)
 
 
@@ -232,6 +243,10 @@ class Tape:
         """A fresh tensor; its bytes are booked under the present slot unless one is given."""
         slot = self.slot if slot is None else slot
         return Tensor(numel, item, Storage(self.ledger, slot, numel * item, operation))
+
+    def scratch(self, nbytes: int, operation: str) -> None:
+        """Bytes that a kernel takes and gives back within one operation."""
+        Storage(self.ledger, KERNEL_BUFFERS, nbytes, operation)
 
     def record(
         self,

@@ -29,9 +29,12 @@ def state_bytes(parameter_bytes: Sequence[int]) -> int:
 def step_bytes(parameter_bytes: Sequence[int], chosen: Implementation) -> int:
     """Bytes that live only within a step, at its highest.
 
-    ``loop`` takes the root of one parameter's second moment and its quotient, for the largest parameter;
-    ``foreach`` takes the roots of all second moments at once; ``fused`` takes nothing.
+    ``loop`` takes the root of one parameter's second moment and its quotient, while the name ``denom`` still
+    holds the quotient of the parameter before (hence their order matters); ``foreach`` takes the roots of all
+    second moments at once; ``fused`` takes nothing.
     """
     if chosen == "fused" or not parameter_bytes:
         return 0
-    return 2 * max(parameter_bytes) if chosen == "loop" else sum(parameter_bytes)
+    if chosen == "foreach":
+        return sum(parameter_bytes)
+    return max(before + 2 * own for before, own in zip((0, *parameter_bytes), parameter_bytes, strict=False))

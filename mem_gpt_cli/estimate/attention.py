@@ -1,0 +1,180 @@
+"""The attention part of a layer: projections, cache, and scores by the kernel that really runs."""
+
+from __future__ import annotations
+
+from mem_gpt_cli.attention import cost as attention_cost
+from mem_gpt_cli.estimate import ops
+from mem_gpt_cli.estimate.cache import update_cache
+from mem_gpt_cli.estimate.forward_pass import Pass
+from mem_gpt_cli.estimate.latent import latent_projections
+from mem_gpt_cli.estimate.norms import rms_norm
+from mem_gpt_cli.estimate.rotary import rotate_both
+from mem_gpt_cli.estimate.tape import ATTENTION, FP32, NORM, SCORES, Tape, Tensor
+from mem_gpt_cli.model.architecture import Attention, Layer
+
+
+def attention(run: Pass, layer: Layer, index: int, x: Tensor) -> tuple[Tensor, Tensor | None]:
+    """The attention part of a layer: its output, and the weights where the code hands them on (eager)."""
+    part = layer.attention
+    with run.inside(ATTENTION, f"layers.{index}.attention"):
+        if part.kv_lora_rank is not None:
+            q, k, v = latent_projections(run, layer, index, x)
+        else:
+            q, k, v = projections(run, layer, index, x)
+            if run.cache is not None:
+                k, v = update_cache(run, part, index, k, v)
+        output, weights = attend(run, part, q, k, v)
+        output = ops.from_heads(run.tape, output)
+        hidden = run.architecture.hidden
+        output = ops.linear(
+            run.tape, output, run.weight(f"layers.{index}.o", hidden * part.heads * part.value_dim), hidden
+        )
+        return output, weights
+
+
+def projections(run: Pass, layer: Layer, index: int, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values by head, rotated where the model rotates them."""
+    tape, part, hidden = run.tape, layer.attention, run.architecture.hidden
+    widths = (part.heads * part.head_dim, part.kv_heads * part.head_dim, part.kv_heads * part.value_dim)
+    name = f"layers.{index}"
+    if part.fused_qkv:
+        mixed = ops.linear(tape, x, run.weight(f"{name}.qkv", hidden * sum(widths)), sum(widths))
+        parts = ops.split(tape, mixed, [run.rows * width for width in widths])
+        q, k, v = (ops.to_heads(tape, one) for one in parts)
+        del mixed, parts
+    else:
+        norm_width = part.head_dim if part.qk_norm else None
+        q = _projected(run, x, f"{name}.q", widths[0], norm_width, scaled=run.dialect.scales_queries)
+        k = _projected(run, x, f"{name}.k", widths[1], norm_width)
+        v = _projected(run, x, f"{name}.v", widths[2], None)
+    if run.rotary is not None and part.rotary_dim:
+        q, k = rotate_both(run, part, q, k)
+    return q, k, v
+
+
+def _projected(
+    run: Pass, x: Tensor, name: str, width: int, norm_width: int | None, *, scaled: bool = False
+) -> Tensor:
+    out = ops.linear(run.tape, x, run.weight(name, run.architecture.hidden * width), width)
+    if scaled:
+        out = ops.pointwise(run.tape, "mul", out)
+    if norm_width:
+        with run.inside(NORM, f"{name}_norm"):
+            out = rms_norm(run, out, norm_width, f"{name}_norm")
+    return ops.to_heads(run.tape, out)
+
+
+def attend(run: Pass, part: Attention, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Scores, softmax and weighted values, by the kernel that the backend comes down to."""
+    heads = part.heads if part.kv_lora_rank is not None else part.kv_heads
+    keys = k.numel // (run.batch * heads * part.head_dim)
+    mask = run.masks.get(part.window)
+    dropout = run.dropout(part.dropout)
+    choice = attention_cost.kernel(
+        run.backend,
+        run.device,
+        dropout=dropout,
+        equal_widths=part.head_dim == part.value_dim,
+        masked=mask is not None,
+        query_bytes=q.item,
+    )
+    if choice == "eager":
+        return _eager(run, part, q, k, v, keys, mask, dropout)
+    return _sdpa(run, part, q, k, v, keys, mask, dropout, fused=choice == "fused"), None
+
+
+def _repeat(run: Pass, part: Attention, x: Tensor) -> Tensor:
+    """``repeat_kv``: a copy with every key-value head as often as query heads share it."""
+    groups = 1 if part.kv_lora_rank is not None else part.heads // part.kv_heads
+    return x if groups == 1 else ops.repeat(run.tape, x, groups)
+
+
+def _eager(
+    run: Pass,
+    part: Attention,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    keys: int,
+    mask: Tensor | None,
+    dropout: float,
+) -> tuple[Tensor, Tensor]:
+    tape, merges = run.tape, run.merges(part.heads, run.tokens)
+    k, v = _repeat(run, part, k), _repeat(run, part, v)
+    numel = run.batch * part.heads * run.tokens * keys
+    outer, tape.slot = tape.slot, SCORES
+    weights = _scaled_scores(tape, q, k, numel, merges)
+    if mask is not None:
+        weights = ops.add(tape, weights, mask)
+    weights = _softmaxed(run, weights, q.item)
+    weights = ops.dropout(tape, weights, dropout)
+    tape.slot = outer
+    return ops.matmul(tape, weights, v, run.rows * part.heads * part.value_dim, merges=merges), weights
+
+
+def _scaled_scores(tape: Tape, q: Tensor, k: Tensor, numel: int, merges: bool) -> Tensor:
+    return ops.pointwise(tape, "mul", ops.matmul(tape, q, k, numel, merges=merges))
+
+
+def _softmaxed(run: Pass, scores: Tensor, item: int) -> Tensor:
+    wide = FP32 if run.dialect.softmax_fp32 else scores.item
+    return ops.cast(run.tape, ops.softmax(run.tape, scores, wide), item)
+
+
+def _sdpa(
+    run: Pass,
+    part: Attention,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    keys: int,
+    mask: Tensor | None,
+    dropout: float,
+    *,
+    fused: bool,
+) -> Tensor:
+    tape = run.tape
+    if tape.autocast:
+        q, k, v = (ops.cast(tape, x, tape.autocast) for x in (q, k, v))
+    if fused:
+        rows = run.rows * part.heads
+        return ops.sdpa(tape, q, k, v, rows, rows * part.value_dim, mask.storage if mask else None)
+    return _math(run, part, q, k, v, keys, mask, dropout)
+
+
+def _math(
+    run: Pass,
+    part: Attention,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    keys: int,
+    mask: Tensor | None,
+    dropout: float,
+) -> Tensor:
+    """``_scaled_dot_product_attention_math`` (aten/src/ATen/native/transformers/attention.cpp)."""
+    tape, item, merges = run.tape, q.item, run.merges(part.heads, run.tokens)
+    q, k, v = (ops.cast(tape, x, FP32) for x in (q, k, v))
+    q = ops.pointwise(tape, "mul", q)
+    k, v = _repeat(run, part, k), _repeat(run, part, v)
+    outer, tape.slot = tape.slot, SCORES
+    if mask is None and run.tokens > 1:
+        mask = tape.new(run.tokens * keys, q.item, "where")
+    scores = ops.matmul(
+        tape,
+        q,
+        ops.pointwise(tape, "mul", k),
+        run.batch * part.heads * run.tokens * keys,
+        merges=merges,
+        casts=False,
+    )
+    weights = ops.softmax(tape, scores, scores.item)
+    tape.scratch(weights.numel, "_safe_softmax")
+    del scores
+    weights = ops.dropout(tape, weights, dropout)
+    returned = ops.cast(tape, weights.handle(), item)
+    tape.slot = outer
+    output = ops.matmul(tape, weights, v, run.rows * part.heads * part.value_dim, merges=merges, casts=False)
+    output = ops.cast(tape, output, item)
+    del returned, mask
+    return output

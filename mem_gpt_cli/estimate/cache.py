@@ -1,0 +1,36 @@
+"""The key-value cache as a forward pass meets it (transformers' ``cache_utils.DynamicLayer``)."""
+
+from __future__ import annotations
+
+from mem_gpt_cli.estimate import ops
+from mem_gpt_cli.estimate.forward_pass import CacheLayer, Pass
+from mem_gpt_cli.estimate.tape import KV_CACHE, Tensor
+from mem_gpt_cli.model.architecture import Attention
+
+
+def update_cache(run: Pass, part: Attention, index: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Append to the layer's cache (``cache_utils.DynamicLayer``); returns what attention reads.
+
+    A sliding window keeps a view of its last ``window - 1`` tokens, whose storage is as long as what it was cut from.
+    """
+    assert run.cache is not None
+    held = run.cache.pop(index, None)
+    tokens = (held.tokens if held else 0) + run.tokens
+    kept = tokens if part.window is None else min(tokens, part.window - 1)
+    keys = ops.concatenate(run.tape, (held.keys, k) if held else (k,), slot=KV_CACHE)
+    old_values = held.values if held else None
+    if part.window is None:
+        held = None
+    values = _appended(run, old_values, v, keys.item)
+    run.cache[index] = CacheLayer(_last(keys, kept, tokens), _last(values, kept, tokens), kept)
+    return keys, values
+
+
+def _appended(run: Pass, old: Tensor | None, new: Tensor, item: int) -> Tensor:
+    """The values, at least as wide as the keys: the layer's first, empty tensors both take the keys' dtype."""
+    new = ops.cast(run.tape, new, max(item, new.item))
+    return ops.concatenate(run.tape, (old, new) if old else (new,), slot=KV_CACHE)
+
+
+def _last(x: Tensor, kept: int, tokens: int) -> Tensor:
+    return Tensor(x.numel // tokens * kept, x.item, x.storage)
