@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from mem_gpt_cli.errors import Position, RecipeError, RecipeErrors
-from mem_gpt_cli.recipe import Recipe, load_recipe, resolved
+from mem_gpt_cli.recipe import Recipe, expand, load_recipe, resolved
 from mem_gpt_cli.recipe.document import parse
 
 
@@ -278,3 +280,26 @@ def test_lengths_fill_in_what_is_open() -> None:
     assert lengths("prompt_tokens=60", "new_tokens=4", "seq=64") == (64, 60, 4)
     training = load_recipe(None, overrides=["task=training", "workload.seq=77"]).lengths
     assert (training.seq, training.prompt, training.new) == (77, 77, 0)
+
+
+PIECES = st.sampled_from(
+    ["a", "b: ", "- ", "\n", "  ", "{", "}", "[", "]", ",", ":", "&x ", "*x", "<<: ", "!!int ", "'", '"',
+     "|\n", "? ", "#", "---\n", "%", "\t", "1e9", "workload:\n  ", "batch: ", "sweep: ", "axes: ",
+     "extends: ",
+     "device: "]
+)  # fmt: skip
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    content=st.binary(max_size=60) | st.lists(PIECES, max_size=30).map(lambda parts: "".join(parts).encode())
+)
+def test_whatever_a_file_holds_it_is_a_recipe_or_a_recipe_error(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "any.yaml"
+    path.write_bytes(content)
+    failure: RecipeError | None = None
+    try:
+        cells = expand(load_recipe(path))
+    except RecipeError as error:
+        failure, cells = error, ()
+    assert cells or (failure and failure.position and str(failure).startswith(str(tmp_path)))
