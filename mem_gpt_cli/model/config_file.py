@@ -65,31 +65,37 @@ def _second(text: str, key: str, path: Path) -> Position:
     return Position(str(path), before.count("\n") + 1, offset - before.rfind("\n"))
 
 
-def decoder_part(config: Mapping[str, Any], where: str) -> tuple[dict[str, Any], str | None]:
-    """The decoder's own config, and a note where it is the text part of a larger model.
+def decoder_part(config: Mapping[str, Any], where: str) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """The decoder's own config, and what a reader should know of what was left out.
+
+    Of a multimodal model the text part is taken; of a quantized one the shape, at the recipe's dtype.
 
     Raises:
         UsageError: where the config has no model type, or is not that of a decoder-only language model.
     """
     model_type = config.get("model_type")
     if not isinstance(model_type, str) or not model_type:
-        raise UsageError(
-            f"{where}: 'model_type' is missing, so it is not known which model this config describes"
-        )
+        raise UsageError(f"{where}: 'model_type' is missing, so it is not known which model this describes")
     text = config.get("text_config")
     if isinstance(text, Mapping) and find_family(model_type) is None:
-        inner = dict(text)
-        inner.setdefault("model_type", _TEXT_MODEL_TYPES.get(model_type))
-        part, _ = decoder_part(inner, f"{where}: text_config")
-        return part, f"{where} describes a multimodal model ({model_type}): its text part is taken alone"
+        inner = {"model_type": _TEXT_MODEL_TYPES.get(model_type), **text}
+        part, notes = decoder_part(inner, f"{where}: text_config")
+        note = f"{where} describes a multimodal model ({model_type}): its text part is taken alone"
+        return part, (note, *notes)
     _refuse_what_is_no_decoder(config, model_type, where)
-    return dict(config), None
+    quantization = config.get("quantization_config")
+    if quantization is None:
+        return dict(config), ()
+    method = quantization.get("quant_method") if isinstance(quantization, Mapping) else None
+    note = f"{where}: the stored weights are quantized ({method}); here they are counted at model.dtype"
+    return {key: value for key, value in config.items() if key != "quantization_config"}, (note,)
 
 
 def _refuse_what_is_no_decoder(config: Mapping[str, Any], model_type: str, where: str) -> None:
     if config.get("is_encoder_decoder") is True:
         raise UsageError(
-            f"{where}: {model_type!r} is an encoder-decoder; memgpt takes decoder-only models, see `memgpt models`"
+            f"{where}: {model_type!r} is an encoder-decoder; memgpt takes decoder-only models, "
+            "see `memgpt models`"
         )
     classes = config.get("architectures")
     if find_family(model_type) or not isinstance(classes, list) or not classes:

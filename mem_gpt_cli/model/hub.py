@@ -28,8 +28,8 @@ def config_of(repository: str) -> Path:
         pass
     if constants.HF_HUB_OFFLINE:
         raise EnvironmentUnavailableError(
-            f"{repository} is not in the hub's cache ({constants.HF_HUB_CACHE}) and HF_HUB_OFFLINE forbids to "
-            f"download it: unset HF_HUB_OFFLINE, or {_WAYS_OUT}"
+            f"{repository} is not in the hub's cache ({constants.HF_HUB_CACHE}) and HF_HUB_OFFLINE forbids "
+            f"to download it: unset HF_HUB_OFFLINE, or {_WAYS_OUT}"
         )
     try:
         return Path(hf_hub_download(repository, "config.json"))
@@ -39,8 +39,8 @@ def config_of(repository: str) -> Path:
         reason = "is not on the hub, or private: check the name, or set HF_TOKEN"
     except errors.LocalEntryNotFoundError:
         reason = (
-            "is not in the hub's cache and the hub cannot be reached: connect, set HF_ENDPOINT to a mirror or "
-            "HF_HOME to a folder that has it"
+            "is not in the hub's cache and the hub cannot be reached: connect, set HF_ENDPOINT to a mirror "
+            "or HF_HOME to a folder that has it"
         )
     except errors.EntryNotFoundError:
         reason = "has no config.json on the hub, so it holds no transformers model"

@@ -13,8 +13,11 @@ from mem_gpt_cli.model.families.decoder import DEFAULTS
 
 # Keys of transformers' base config class, and rotary settings in their old and new spelling.
 _COMMON = frozenset(
-    "initializer_range use_cache bos_token_id eos_token_id pad_token_id rope_theta rope_scaling rope_parameters "
-    "partial_rotary_factor torch_dtype dtype architectures tie_word_embeddings".split()
+    (
+        *("initializer_range", "use_cache", "torch_dtype", "dtype", "architectures", "tie_word_embeddings"),
+        *("bos_token_id", "eos_token_id", "pad_token_id"),
+        *("rope_theta", "rope_scaling", "rope_parameters", "partial_rotary_factor"),
+    )
 )
 _PER_LAYER = ("layer_types", "mlp_layer_types", "no_rope_layers", "attention_layers")
 _LAYER_INDICES = ("moe_layers", "mlp_only_layers")

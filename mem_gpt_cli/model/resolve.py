@@ -1,4 +1,4 @@
-"""From the name in a recipe to a model: a path, an embedded model, the catalogue or the hub, in this order."""
+"""From the name in a recipe to a model: a path, the embedded one, the catalogue or the hub, in this order."""
 
 from __future__ import annotations
 
@@ -121,16 +121,16 @@ def _from_folder(name: str, folder: Path, origin: Origin) -> ModelSource:
 
 
 def _from_config(name: str, path: Path, origin: Origin, source: str | None = None) -> ModelSource:
-    config, note = decoder_part(read_config(path), str(path))
+    config, notes = decoder_part(read_config(path), str(path))
     return ModelSource(
         name=name,
         origin=origin,
         config=config,
         where=str(path),
         folder=path.parent if path.name == "config.json" else None,
-        weights_are_local=path.name == "config.json" and _has_weights(path.parent) and note is None,
+        weights_are_local=path.name == "config.json" and not notes and _has_weights(path.parent),
         source=source or str(path),
-        notes=(note,) if note else (),
+        notes=notes,
     )
 
 
@@ -164,7 +164,7 @@ def _from_catalogue(entry: Entry) -> ModelSource:
     if entry.name == SMOLLM2:
         from mem_gpt_cli.model import smollm2
 
-        gguf_file = smollm2.gguf_file()
+        gguf_file = smollm2.installed_file()
     return ModelSource(
         name=entry.name,
         origin="catalogue",

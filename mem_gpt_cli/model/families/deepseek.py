@@ -55,7 +55,7 @@ def _attention_tensors(config: Settings, attention: Attention, hidden: int, coun
     )
 
 
-def _experts(model_type: str, config: Settings, hidden: int, mlp: Mlp, count: int) -> Tensors:
+def _experts(model_type: str, hidden: int, mlp: Mlp, count: int) -> Tensors:
     name = "model.layers.*.mlp"
     correction = Tensor(f"{name}.gate.e_score_correction_bias", (mlp.experts,), "buffer", count)
     return (
@@ -88,7 +88,7 @@ def _read(model_type: str, config: Settings) -> Architecture:
     blocks = (
         *_attention_tensors(config, attention, hidden, layers),
         *(gated_mlp("model.layers.*.mlp", hidden, dense_mlp.intermediate, count=dense) if dense else ()),
-        *(_experts(model_type, config, hidden, sparse_mlp, layers - dense) if layers > dense else ()),
+        *(_experts(model_type, hidden, sparse_mlp, layers - dense) if layers > dense else ()),
         *block_norms(sizes, "input_layernorm", "post_attention_layernorm"),
     )
     return assemble(

@@ -44,8 +44,8 @@ def _kv_heads(config: Settings, heads: int) -> int:
     kv_heads = config.size("num_kv_heads", heads)
     if heads % kv_heads:
         raise UsageError(
-            f"{config.where}: 'num_attention_heads' ({heads}) is not a multiple of 'num_kv_heads' ({kv_heads}): "
-            "give each key-value head as many query heads"
+            f"{config.where}: 'num_attention_heads' ({heads}) is not a multiple of 'num_kv_heads' "
+            f"({kv_heads}): give each key-value head as many query heads"
         )
     return kv_heads
 

@@ -83,7 +83,8 @@ def _check_attention_types(config: Settings, layers: int) -> None:
         raise config.refuse("attention_types", 'a list such as [[["global", "local"], 12]]') from None
     if named != layers:
         raise UsageError(
-            f"{config.where}: 'attention_types' names {named} layers, 'num_layers' is {layers}: make them agree"
+            f"{config.where}: 'attention_types' names {named} layers, 'num_layers' is {layers}: "
+            "make them agree"
         )
 
 

@@ -1,6 +1,7 @@
-"""Mixtures of experts in Llama's layout: Mixtral (arXiv:2401.04088), Qwen's (2407.10671, 2505.09388), OLMoE (2409.02060).
+"""Mixtures of experts in Llama's layout: Mixtral, Qwen's and OLMoE.
 
-Sources: transformers' ``models/mixtral``, ``qwen2_moe``, ``qwen3_moe`` and ``olmoe``.
+Sources: arXiv:2401.04088, 2407.10671, 2505.09388 and 2409.02060; transformers' ``models/mixtral``,
+``qwen2_moe``, ``qwen3_moe`` and ``olmoe``.
 """
 
 from __future__ import annotations
@@ -214,7 +215,7 @@ _OLMOE: dict[str, Any] = {
     "norm_topk_prob": False,
 }
 
-_VARIANTS = (
+_VARIANTS: tuple[tuple[str, Variant, dict[str, Any], dict[str, str]], ...] = (
     (
         "mixtral",
         Variant("num_local_experts", "intermediate_size"),

@@ -1,0 +1,122 @@
+"""The config of a GGUF file, from its metadata, as transformers' GGUF loader would make it.
+
+Source of the mapping: transformers' ``integrations/ggml.py``; of the keys: the GGUF specification.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mem_gpt_cli.errors import UnsupportedError, UsageError
+
+_KEYS: Mapping[str, str] = {
+    "block_count": "num_hidden_layers",
+    "context_length": "max_position_embeddings",
+    "embedding_length": "hidden_size",
+    "feed_forward_length": "intermediate_size",
+    "attention.head_count": "num_attention_heads",
+    "attention.head_count_kv": "num_key_value_heads",
+    "attention.layer_norm_rms_epsilon": "rms_norm_eps",
+    "rope.freq_base": "rope_theta",
+}
+_HEAD_DIM = {"attention.key_length": "head_dim"}
+_EXPERTS = {"expert_count": "num_experts", "expert_used_count": "num_experts_per_tok"}
+
+
+@dataclass(frozen=True)
+class _Mapping:
+    """How a GGUF architecture becomes a ``model_type``: ``keys`` beside ``common`` ones, fixed ``values``."""
+
+    model_type: str
+    keys: Mapping[str, str] = field(default_factory=dict)
+    values: Mapping[str, Any] = field(default_factory=dict)
+    common: Mapping[str, str] = field(default_factory=lambda: _KEYS)
+
+
+_GPT2_KEYS = {
+    "block_count": "n_layer",
+    "context_length": "n_positions",
+    "embedding_length": "n_embd",
+    "feed_forward_length": "n_inner",
+    "attention.head_count": "n_head",
+    "attention.layer_norm_epsilon": "layer_norm_epsilon",
+}
+_WINDOW = {"attention.sliding_window": "sliding_window"}
+
+ARCHITECTURES: Mapping[str, _Mapping] = {
+    "llama": _Mapping("llama", {"rope.dimension_count": "head_dim", **_HEAD_DIM}),
+    "qwen2": _Mapping("qwen2"),
+    "qwen2moe": _Mapping("qwen2_moe", {**_EXPERTS, "expert_feed_forward_length": "moe_intermediate_size"}),
+    "qwen3": _Mapping("qwen3", _HEAD_DIM),
+    "qwen3moe": _Mapping(
+        "qwen3_moe",
+        {**_EXPERTS, **_HEAD_DIM, "expert_feed_forward_length": "moe_intermediate_size"},
+        {"norm_topk_prob": True},
+    ),
+    "gemma2": _Mapping("gemma2", {**_HEAD_DIM, **_WINDOW}),
+    "gemma3": _Mapping("gemma3_text", {**_HEAD_DIM, **_WINDOW}),
+    "phi3": _Mapping("phi3"),
+    "starcoder2": _Mapping("starcoder2", {"attention.layer_norm_epsilon": "norm_epsilon"}),
+    "gpt2": _Mapping("gpt2", common=_GPT2_KEYS),
+}
+
+
+def read_gguf_config(path: Path) -> dict[str, Any]:
+    """The Hugging Face config that a GGUF file's metadata amounts to.
+
+    The width of the vocabulary and whether the output matrix is tied are read off the tensors.
+
+    Raises:
+        UsageError: where the file is no GGUF file or lacks what a model needs.
+        UnsupportedError: for an architecture whose metadata is not mapped.
+    """
+    from gguf import GGUFReader
+
+    try:
+        reader = GGUFReader(path)
+    except (ValueError, IndexError, KeyError, OSError) as error:
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise UsageError(f"{path}: this is not a GGUF file that can be read ({reason})") from None
+    metadata = {name: value for name, value in reader.fields.items() if not name.startswith("tokenizer.")}
+    named = metadata.get("general.architecture")
+    architecture = str(named.contents()) if named else ""
+    if architecture not in ARCHITECTURES:
+        raise UnsupportedError(
+            f"{path}: GGUF files of the architecture {architecture!r} are not read; those of "
+            f"{', '.join(sorted(ARCHITECTURES))} are: name the model's config.json instead"
+        )
+    prefix = f"{architecture}."
+    values = {
+        name.removeprefix(prefix): value.contents()
+        for name, value in metadata.items()
+        if name.startswith(prefix)
+    }
+    return _config(
+        ARCHITECTURES[architecture], values, {tensor.name: tensor for tensor in reader.tensors}, path
+    )
+
+
+def _config(
+    mapping: _Mapping, values: Mapping[str, Any], tensors: Mapping[str, Any], path: Path
+) -> dict[str, Any]:
+    if "token_embd.weight" not in tensors:
+        raise UsageError(f"{path}: this GGUF file has no token embedding, so it holds no language model")
+    if mapping.model_type == "llama" and values.get("expert_count"):
+        mapping = _Mapping("mixtral", {**mapping.keys, **_EXPERTS})
+    keys = {**mapping.common, **mapping.keys}
+    return {
+        "model_type": mapping.model_type,
+        "vocab_size": int(tensors["token_embd.weight"].shape[-1]),
+        "tie_word_embeddings": "output.weight" not in tensors,
+        **mapping.values,
+        **{keys[name]: values[name] for name in keys if name in values},
+        **({"attention_bias": True} if _has_bias(mapping, tensors) else {}),
+    }
+
+
+def _has_bias(mapping: _Mapping, tensors: Mapping[str, Any]) -> bool:
+    """Llama's config can ask for biases in attention; the other families fix them."""
+    return mapping.model_type == "llama" and "blk.0.attn_q.bias" in tensors
