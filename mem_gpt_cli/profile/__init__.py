@@ -1,1 +1,41 @@
-"""profile."""
+"""Lens 3: the workload for real, measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from mem_gpt_cli.profile.progress import Progress
+    from mem_gpt_cli.recipe.schema import Recipe
+    from mem_gpt_cli.report.model import MemoryReport
+
+__all__ = ["profile"]
+
+
+def profile(
+    recipe: Recipe,
+    *,
+    passes: Literal["both", "memory"] = "both",
+    progress: Progress | None = None,
+    timeline: Path | None = None,
+) -> MemoryReport:
+    """Run the recipe's workload for real on its device and measure its memory and its speed.
+
+    Args:
+        recipe: what to run.
+        passes: ``both`` runs the workload twice: bare, for the durations and the memory of the process, and
+            recorded, for the allocator's account. ``memory`` leaves the first out, and with it durations and
+            ``process_bytes``.
+        progress: called at each step of the workload as ``(phase, step, steps, live_bytes)``.
+        timeline: a file to draw memory over time into: ``.html``, ``.png``, ``.svg`` or ``.csv``.
+
+    Raises:
+        UsageError: for lengths beyond a model's learned positions, or a timeline of an unknown kind.
+        RecipeError: for an option that cannot be measured.
+        EnvironmentUnavailableError: if the device or the weights are not there.
+        MissingExtraError: if ``timeline`` needs a package that is not installed.
+    """
+    from mem_gpt_cli.profile.lens import profile as run
+
+    return run(recipe, passes=passes, progress=progress, timeline=timeline)

@@ -1,0 +1,140 @@
+"""``profile(recipe)``: the report of real runs."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from mem_gpt_cli.ledger import Moment
+from mem_gpt_cli.model import resolve
+from mem_gpt_cli.model.build import build_on_meta
+from mem_gpt_cli.profile.account import Account
+from mem_gpt_cli.profile.device import find_device
+from mem_gpt_cli.profile.memory import recorded_run
+from mem_gpt_cli.profile.positions import refuse_beyond_positions
+from mem_gpt_cli.profile.progress import Progress, Ticker
+from mem_gpt_cli.profile.run import Job
+from mem_gpt_cli.profile.speed import CleanRun, clean_run
+from mem_gpt_cli.recipe import refuse_unavailable, resolved
+from mem_gpt_cli.recipe.schema import Recipe
+from mem_gpt_cli.report import PHASES, MemoryReport, ModelSummary, Phase
+from mem_gpt_cli.report.model import Provenance
+from mem_gpt_cli.workload.threads import intra_op_threads
+
+LISTED_BUFFERS = 10
+"""Operators whose kernels' inner buffers the report lists."""
+
+
+def profile(
+    recipe: Recipe,
+    *,
+    passes: Literal["both", "memory"] = "both",
+    progress: Progress | None = None,
+    timeline: Path | None = None,
+) -> MemoryReport:
+    """Measure; see ``mem_gpt_cli.profile.profile``."""
+    refuse_unavailable(recipe, "profile")
+    device = find_device(recipe.device)
+    source = resolve(recipe.model)
+    meta = build_on_meta(source, recipe)
+    refuse_beyond_positions(source, recipe, meta)
+    job = Job(recipe, source, device, vocabulary=int(meta.config.get_text_config().vocab_size))
+    summary = ModelSummary(
+        name=source.name,
+        architecture=type(meta).__name__,
+        parameters=sum(p.numel() for p in meta.parameters()),
+        layers=getattr(meta.config.get_text_config(), "num_hidden_layers", None),
+        source=source.source,
+    )
+    ticker = Ticker(progress, job.steps * (2 if passes == "both" else 1))
+    with intra_op_threads(recipe.device.threads):
+        clean = clean_run(job, ticker) if passes == "both" or device.is_cuda else None
+        gc.collect()
+        device.release()
+        account = recorded_run(job, ticker)
+        threads = torch.get_num_threads()
+    return report(job, summary, clean, account, threads)
+
+
+def report(
+    job: Job, model: ModelSummary, clean: CleanRun | None, account: Account, threads: int
+) -> MemoryReport:
+    """The report of the passes; what the clean pass would have measured is ``None`` without it."""
+    peaks = account.peaks()
+    phases = tuple(_phase(name, peaks[name], clean) for name in PHASES[job.recipe.task] if name in peaks)
+    return MemoryReport(
+        lens="profile",
+        task=job.recipe.task,
+        recipe=resolved(job.recipe),
+        model=model,
+        device=job.device.summary,
+        phases=phases,
+        provenance=_provenance(clean),
+        cause=_cause(max(phases, key=lambda phase: phase.peak_allocated_bytes)),
+        reserved_bytes=clean.allocator().reserved_bytes if clean else None,
+        process_bytes=clean.process_bytes() if clean else None,
+        speed=clean.speed(job) if clean else None,
+        warnings=_warnings(account),
+        details={
+            "allocator_events": len(account.time_ns),
+            "inner_buffers": [buffer._asdict() for buffer in account.inner[:LISTED_BUFFERS]],
+            "threads": threads,
+        },
+    )
+
+
+def _phase(name: str, peak: Moment, clean: CleanRun | None) -> Phase:
+    allocated = clean.allocator(name).allocated_bytes if clean else None
+    held: Mapping[str, int] = peak.components
+    if allocated is not None:
+        # The GPU's allocator counts what no tensor shows: kernels' buffers and its own rounding.
+        held = {**held, "workspace": held["workspace"] + allocated - peak.allocated_bytes}
+    return Phase(
+        name=name,
+        peak_allocated_bytes=peak.allocated_bytes if allocated is None else allocated,
+        components=held,
+        peak_operation=peak.operation.name,
+        peak_module=peak.operation.module or None,
+        duration_s=clean.duration_s(name) if clean else None,
+        process_bytes=clean.process_bytes(name) if clean else None,
+    )
+
+
+def _provenance(clean: CleanRun | None) -> dict[str, Provenance]:
+    """Where each column is from; what this machine does not tell is ``unavailable``."""
+
+    def told(value: Any) -> Provenance:
+        return "unavailable" if value is None else "measured"
+
+    return {
+        "peak_allocated_bytes": "measured",
+        "components": "measured",
+        "duration_s": told(clean),
+        "process_bytes": told(clean and clean.process_bytes()),
+        "reserved_bytes": told(clean and clean.allocator().reserved_bytes),
+        "device_bytes": "unavailable",
+        "speed": told(clean),
+    }
+
+
+def _cause(peak: Phase) -> str:
+    largest = max(peak.components, key=lambda name: peak.components[name])
+    share = 100 * peak.components[largest] / max(1, peak.peak_allocated_bytes)
+    where = f" in {peak.peak_module}" if peak.peak_module else ""
+    return (
+        f"the peak is in {peak.name.replace('_', ' ')}, at {peak.peak_operation}{where}: "
+        f"{largest.replace('_', ' ')} hold {share:.0f}%"
+    )
+
+
+def _warnings(account: Account) -> tuple[str, ...]:
+    if not account.foreign_bytes:
+        return ()
+    return (
+        f"tensors of {account.foreign_bytes:,} B in memory that torch's allocator did not hand out "
+        "(memory-mapped files, other libraries) are not counted",
+    )
