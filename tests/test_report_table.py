@@ -69,15 +69,21 @@ def test_the_phase_of_the_peak_is_marked_and_its_shares_shown() -> None:
     assert "The peak is in the forward pass: activations of 48 layers hold 31%." in lines
 
 
-def test_bounds_process_and_durations_are_shown_where_they_are_known() -> None:
+def test_bounds_and_the_ladder_are_shown_where_they_are_known() -> None:
     lines = render(table.summary(inference()))
     assert row(lines, "at least") == ["at least", "56.3 MiB"]
-    assert row(lines, "process") == ["process", "400 MiB", "460 MiB"]
-    assert row(lines, "duration") == ["duration", "250 ms", "1.5 s", "12.0 s"]
     assert "allocated 56.8 MiB → process 460 MiB" in lines
     assert not any(
         line.startswith(("process", "duration", "at most")) for line in render(table.summary(training()))
     )
+
+
+def test_places_say_where_each_phase_peaks_and_what_the_clock_said() -> None:
+    lines = render(table.places(inference()))
+    assert row(lines, "prefill") == ["prefill", "1.5 s", "460 MiB", "aten.addmm in transformer.h.3.mlp"]
+    assert row(lines, "decode") == ["decode", "12.0 s"]
+    assert lines[-1] == "1500 ms to the first token, 80 ms for each further one, 12.5 tokens/s"
+    assert row(render(table.places(training())), "backward") == ["backward", "aten.mm"]
 
 
 def test_a_component_that_the_lens_cannot_see_is_empty_and_not_0() -> None:
@@ -96,7 +102,7 @@ def test_comparison_puts_a_phase_above_its_components_and_subtracts_the_last_two
     assert row(lines[start:], "weights")[-1] == "0 B"
     assert any("measured - trace" in line for line in lines)
     two = render(table.comparison({"estimate": formula, "trace": traced}))
-    assert row(two, "backward")[-1] == "+384 B (+0.00%)"
+    assert row(two, "backward")[-1] == "+384 B (<0.01%)"
     assert any("trace - formula" in line for line in two)
 
 

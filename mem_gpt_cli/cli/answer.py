@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from mem_gpt_cli.cli import console
@@ -17,22 +17,34 @@ if TYPE_CHECKING:
     from mem_gpt_cli.report.model import MemoryReport
 
 
-def give(request: Request, report: MemoryReport, tables: Callable[[], list[RenderableType]]) -> None:
-    """Print ``report`` as ``request`` wants it; ``tables`` makes what a person sees in place of JSON."""
-    if request.csv:
-        from mem_gpt_cli.report.csv import REPORT_COLUMNS, append_row, report_row
-
-        append_row(request.csv, REPORT_COLUMNS, report_row(report))
+def give(request: Request, report: MemoryReport, tables: Callable[[], Iterable[RenderableType]]) -> None:
+    """Answer with one report; ``tables`` makes what a person sees in place of JSON."""
+    _append(request, [report])
     if request.json:
         from mem_gpt_cli.report.json import to_json
 
         print(to_json(report))
     else:
-        out = console.data()
-        for table in tables():
-            out.print(table)
-            out.print()
+        _print(tables())
     for warning in report.warnings:
+        console.warn(warning)
+
+
+def give_curve(request: Request, axis: str, points: Mapping[int, MemoryReport]) -> None:
+    """Answer with one report for each value of ``axis``; a warning that several share is given once."""
+    _append(request, points.values())
+    if request.json:
+        import json
+
+        from mem_gpt_cli.report.json import to_dict
+
+        found = [{"value": value, "report": to_dict(report)} for value, report in points.items()]
+        print(json.dumps({"axis": axis, "points": found}, indent=2, ensure_ascii=False))
+    else:
+        from mem_gpt_cli.report.curve import growth
+
+        _print([growth(axis, points)])
+    for warning in dict.fromkeys(warning for report in points.values() for warning in report.warnings):
         console.warn(warning)
 
 
@@ -49,3 +61,19 @@ def hold_to_budget(recipe: Recipe, report: MemoryReport) -> None:
             f"it does not fit: {report.peak.name} needs {render_bytes(report.allocated_bytes)}, "
             f"{render_bytes(over)} more than the budget of {render_bytes(budget)}"
         )
+
+
+def _append(request: Request, reports: Iterable[MemoryReport]) -> None:
+    if request.csv:
+        from mem_gpt_cli.report.csv import REPORT_COLUMNS, append_row, report_row
+
+        for report in reports:
+            append_row(request.csv, REPORT_COLUMNS, report_row(report))
+
+
+def _print(tables: Iterable[RenderableType]) -> None:
+    out = console.data()
+    for number, table in enumerate(tables):
+        if number:
+            out.print()
+        out.print(table)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from mem_gpt_cli.cli import answer
+from mem_gpt_cli.cli import answer, console
 from mem_gpt_cli.cli.options import Request, takes_recipe
-from mem_gpt_cli.errors import UsageError
+from mem_gpt_cli.errors import UnsupportedError, UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from rich.console import RenderableType
 
     from mem_gpt_cli.recipe.schema import Recipe
@@ -25,43 +27,81 @@ def estimate(
         bool, typer.Option("--trace", help="Run the real code on fake tensors: exact, in a second.")
     ] = False,
     full_depth: Annotated[
-        bool, typer.Option("--full-depth", help="With --trace: trace every layer, extrapolate nothing.")
+        bool, typer.Option("--full-depth", help="With --trace: run every layer, extrapolate none.")
     ] = False,
     events: Annotated[
         Path | None,
-        typer.Option("--events", help="With --trace: write every allocation to this file.", metavar="PATH"),
+        typer.Option("--events", help="With --trace: write each allocation to this file.", metavar="PATH"),
+    ] = None,
+    curve: Annotated[
+        Literal["seq", "batch"] | None,
+        typer.Option("--curve", help="How the peak grows with length or batch.", metavar="seq|batch"),
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", help="With --curve: draw it, as PNG or SVG.", metavar="PATH")
     ] = None,
 ) -> None:
     """Predict where the memory will go, without weights and without a device.
 
     In closed form by default, in milliseconds; with --trace the real transformers code runs on fake tensors.
     """
-    recipe = request.recipe()
-    reports = {"estimate": _formula(recipe)}
-    if trace:
-        from mem_gpt_cli.trace import trace as trace_recipe
-
-        reports["trace"] = trace_recipe(recipe, full_depth=full_depth, events=events)
-    elif full_depth or events:
+    if (full_depth or events) and not trace:
         raise UsageError("--full-depth and --events belong to a trace: add --trace")
-    report = list(reports.values())[-1]
-    answer.give(request, report, lambda: _tables(recipe, reports))
+    if plot and not curve:
+        raise UsageError("--plot draws a curve: add --curve seq or --curve batch")
+    if curve and trace:
+        raise UsageError("a curve is computed in closed form: leave --trace or --curve out")
+    recipe = request.recipe()
+    if curve:
+        _show_curve(request, recipe, curve, plot)
+    elif trace:
+        _show_trace(request, recipe, full_depth, events)
+    else:
+        _show_formula(request, recipe)
+
+
+def _show_formula(request: Request, recipe: Recipe) -> None:
+    from mem_gpt_cli.estimate import estimate as by_formula
+    from mem_gpt_cli.estimate import precision_table
+
+    report = by_formula(recipe)
+
+    def tables() -> list[RenderableType]:
+        from mem_gpt_cli.report import table
+
+        return [table.summary(report), table.precisions(precision_table(recipe))]
+
+    answer.give(request, report, tables)
     answer.hold_to_budget(recipe, report)
 
 
-def _formula(recipe: Recipe) -> MemoryReport:
-    from mem_gpt_cli.estimate import estimate as estimate_recipe
+def _show_trace(request: Request, recipe: Recipe, full_depth: bool, events: Path | None) -> None:
+    from mem_gpt_cli.estimate import estimate as by_formula
+    from mem_gpt_cli.trace import trace as by_tracing
 
-    return estimate_recipe(recipe)
+    try:
+        formula = by_formula(recipe)
+    except UnsupportedError as error:
+        console.warn(f"no formula for this model, only the trace: {error}")
+        formula = None
+    report = by_tracing(recipe, full_depth=full_depth, events=events)
+
+    def tables() -> list[RenderableType]:
+        from mem_gpt_cli.report import table
+
+        side_by_side = table.comparison({"estimate": formula, "trace": report}, titled=False)
+        return [table.summary(report), side_by_side, table.places(report)]
+
+    answer.give(request, report, tables)
+    answer.hold_to_budget(recipe, report)
 
 
-def _tables(recipe: Recipe, reports: dict[str, MemoryReport]) -> list[RenderableType]:
-    from mem_gpt_cli.estimate import precision_table
-    from mem_gpt_cli.report import table
+def _show_curve(request: Request, recipe: Recipe, axis: Literal["seq", "batch"], plot: Path | None) -> None:
+    from mem_gpt_cli.estimate import curve as by_formula
 
-    shown = [table.summary(report) for report in list(reports.values())[-1:]]
-    if len(reports) > 1:
-        shown.append(table.comparison(reports))
-    else:
-        shown.append(table.precisions(precision_table(recipe)))
-    return shown
+    points: Mapping[int, MemoryReport] = by_formula(recipe, axis)
+    if plot:
+        from mem_gpt_cli.report.curve import draw
+
+        draw(axis, points, plot)
+    answer.give_curve(request, axis, points)

@@ -11,7 +11,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from mem_gpt_cli.report.model import COMPONENTS, MemoryReport, Phase
+from mem_gpt_cli.report.model import COMPONENTS, MemoryReport, Phase, Speed
 from mem_gpt_cli.report.sizes import render_bytes, render_share
 
 if TYPE_CHECKING:
@@ -31,15 +31,15 @@ BAR_WIDTH = 9
 HEADINGS = {"estimate": "predicted (formula)", "trace": "predicted (trace)", "profile": "measured"}
 
 
-def title(report: MemoryReport) -> Text:
-    """What the report speaks of: the model on one line, task, sizes and device on the next."""
+def title(report: MemoryReport, *, sizes: bool = True) -> Text:
+    """What the report speaks of: the model on one line, task, ``sizes`` and device on the next."""
     workload, model = report.recipe.get("workload", {}), report.model
     text = Text(model.name, style="bold")
     text.append(f"  {_millions(model.parameters)} parameters\n", style="not bold dim")
     facts = [
         report.task,
-        f"batch {workload.get('batch', 1)}",
-        _lengths(report),
+        f"batch {workload.get('batch', 1)}" if sizes else "",
+        _lengths(report) if sizes else "",
         _precision(report),
         report.device.name,
     ]
@@ -50,7 +50,7 @@ def title(report: MemoryReport) -> Text:
 def summary(report: MemoryReport) -> RenderableType:
     """One report: components by phase, each one's share of the peak, the ladder above it, the cause."""
     peak = report.peak
-    table = _table()
+    table = plain_table()
     table.add_column(_two_lines(HEADINGS[report.lens]), no_wrap=True)
     for phase in report.phases:
         at_peak = phase is peak
@@ -65,7 +65,7 @@ def summary(report: MemoryReport) -> RenderableType:
     table.add_column("", no_wrap=True, width=BAR_WIDTH)
     for name in _present(report.phases):
         table.add_row(
-            _label(name),
+            label(name),
             *(_cell(report.held(phase, name)) for phase in report.phases),
             render_share(peak.components.get(name, 0), peak.peak_allocated_bytes),
             _bar(peak.components.get(name, 0), peak.peak_allocated_bytes, COLORS[name]),
@@ -75,7 +75,6 @@ def summary(report: MemoryReport) -> RenderableType:
         "allocated", *(render_bytes(phase.peak_allocated_bytes) for phase in report.phases), style="bold"
     )
     _add_bounds(table, report)
-    _add_measured_rows(table, report)
     parts: list[RenderableType] = [title(report), table]
     if report.cause:
         parts.append(Text(_sentence(report.cause)))
@@ -85,14 +84,14 @@ def summary(report: MemoryReport) -> RenderableType:
     return Group(*parts)
 
 
-def comparison(reports: Mapping[str, MemoryReport | None]) -> RenderableType:
+def comparison(reports: Mapping[str, MemoryReport | None], *, titled: bool = True) -> RenderableType:
     """Reports of one recipe side by side, by lens: each phase's total and the components under it.
 
     The difference is that of the last two columns that have an answer, the later minus the earlier;
     without a report, a column's cells are empty.
     """
     known = [report for report in reports.values() if report is not None]
-    table = _table()
+    table = plain_table()
     table.add_column("", no_wrap=True)
     for lens in reports:
         table.add_column(_two_lines(HEADINGS[lens]), justify="right", no_wrap=True)
@@ -108,22 +107,22 @@ def comparison(reports: Mapping[str, MemoryReport | None]) -> RenderableType:
                 report.held(found, name) if report and found else None
                 for report, found in zip(reports.values(), phases, strict=True)
             ]
-            table.add_row(Text("  ").append(_label(name)), *map(_cell, parts), _difference(parts))
+            table.add_row(Text("  ").append(label(name)), *map(_cell, parts), _difference(parts))
         table.add_section()
     _add_ladder_rows(table, reports)
     legend = Text("▲ the phase of the peak", style="dim")
-    return Group(title(known[-1]), table, legend) if known else table
+    return Group(title(known[-1]), table, legend) if known and titled else Group(table, legend)
 
 
 def precisions(reports: Mapping[str, MemoryReport]) -> RenderableType:
     """The components at the peak by the width that the weights are held in."""
-    table = _table()
+    table = plain_table()
     table.add_column("peak, by weights held in", no_wrap=True)
     for column in reports:
         table.add_column(column, justify="right", no_wrap=True)
     for name in _present([report.peak for report in reports.values()]):
         table.add_row(
-            _label(name), *(_cell(report.peak.components.get(name, 0)) for report in reports.values())
+            label(name), *(_cell(report.peak.components.get(name, 0)) for report in reports.values())
         )
     table.add_section()
     table.add_row("allocated", *(render_bytes(r.allocated_bytes) for r in reports.values()), style="bold")
@@ -131,7 +130,25 @@ def precisions(reports: Mapping[str, MemoryReport]) -> RenderableType:
     return table
 
 
-def _table() -> Table:
+def places(report: MemoryReport) -> RenderableType:
+    """For each phase the operation and module at its peak, and what was measured of it beside its memory."""
+    table = plain_table()
+    table.add_column("phase", no_wrap=True)
+    durations = [_seconds(phase.duration_s) for phase in report.phases]
+    processes = [render_bytes(phase.process_bytes) for phase in report.phases]
+    columns = {"duration": durations, "process": processes}
+    known = {heading: cells for heading, cells in columns.items() if any(cells)}
+    for heading in known:
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("peaks at", overflow="fold")
+    for number, phase in enumerate(report.phases):
+        table.add_row(_words(phase.name), *(cells[number] for cells in known.values()), _place(phase))
+    speed = _speed(report)
+    return Group(table, Text(speed)) if speed else table
+
+
+def plain_table() -> Table:
+    """A table without a frame: a rule under the headings, and rows as close as they come."""
     return Table(box=box.SIMPLE_HEAD, header_style="", pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
 
 
@@ -148,7 +165,8 @@ def _cell(count: int | None) -> Text:
     return Text("·", style="dim") if count == 0 else Text(render_bytes(count))
 
 
-def _label(name: str) -> Text:
+def label(name: str) -> Text:
+    """A component's name in its color."""
     return Text(_words(name), style=COLORS[name])
 
 
@@ -166,8 +184,13 @@ def _difference(counts: Sequence[int | None]) -> Text:
     change = render_bytes(after - before, signed=True)
     if before == 0:
         return Text(change)
-    percent = 100 * (after - before) / before
-    return Text(f"{change} ({percent:+.{2 if abs(percent) < 10 else 0}f}%)")
+    return Text(f"{change} ({_percent(100 * (after - before) / before)})")
+
+
+def _percent(percent: float) -> str:
+    if abs(percent) < 0.005:
+        return "<0.01%"
+    return f"{percent:+.2f}%" if abs(percent) < 10 else f"{percent:+.0f}%"
 
 
 def _difference_heading(reports: Mapping[str, MemoryReport | None]) -> str:
@@ -181,15 +204,6 @@ def _add_bounds(table: Table, report: MemoryReport) -> None:
         bounds = [getattr(phase, attribute) for phase in report.phases]
         if any(bound is not None for bound in bounds):
             table.add_row(label, *map(render_bytes, bounds), style="dim")
-
-
-def _add_measured_rows(table: Table, report: MemoryReport) -> None:
-    processes = [phase.process_bytes for phase in report.phases]
-    if any(count is not None for count in processes):
-        table.add_row("process", *map(render_bytes, processes), style="dim")
-    durations = [phase.duration_s for phase in report.phases]
-    if any(duration is not None for duration in durations):
-        table.add_row("duration", *(_seconds(duration) for duration in durations), style="dim")
 
 
 def _ladder(report: MemoryReport) -> Text | None:
@@ -233,6 +247,21 @@ def _millions(parameters: int) -> str:
         if parameters >= size:
             return f"{parameters / size:.3g}{unit}"
     return str(parameters)
+
+
+def _place(phase: Phase) -> str:
+    return " in ".join(part for part in (phase.peak_operation, phase.peak_module) if part)
+
+
+def _speed(report: MemoryReport) -> str:
+    speed = report.speed or Speed()
+    figures = {
+        "{:.4g} ms to the first token": speed.ttft_ms,
+        "{:.4g} ms for each further one": speed.decode_ms_per_token,
+        "{:.4g} s a step": speed.step_s,
+        "{:.4g} tokens/s": speed.tokens_per_s,
+    }
+    return ", ".join(text.format(figure) for text, figure in figures.items() if figure is not None)
 
 
 def _seconds(duration: float | None) -> str:

@@ -1,0 +1,97 @@
+"""``memgpt profile``: run the workload for real, and set what was measured beside what was predicted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mem_gpt_cli.cli import answer, console
+from mem_gpt_cli.cli.options import Request, takes_recipe
+from mem_gpt_cli.errors import UnsupportedError
+from mem_gpt_cli.report.sizes import render_bytes
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from mem_gpt_cli.recipe.schema import Recipe
+    from mem_gpt_cli.report.model import MemoryReport
+
+
+@takes_recipe
+def profile(
+    request: Request,
+    timeline: Annotated[
+        Path | None,
+        typer.Option(
+            "--timeline", help="Draw memory over time into this .html, .png, .svg or .csv.", metavar="PATH"
+        ),
+    ] = None,
+) -> None:
+    """Run the workload for real and measure its memory and its speed.
+
+    Shows what was measured beside what formula and trace predict of the same recipe.
+    """
+    from mem_gpt_cli.profile import profile as measure
+
+    recipe = request.recipe()
+    with _progress() as progress:
+        measured = measure(recipe, progress=progress, timeline=timeline)
+    answer.give(request, measured, lambda: _tables(recipe, measured))
+    if timeline:
+        console.people().print(f"memory over time: {timeline}", soft_wrap=True)
+    answer.hold_to_budget(recipe, measured)
+
+
+def _tables(recipe: Recipe, measured: MemoryReport) -> Iterator[RenderableType]:
+    """The predictions are made after the measurement, so that they take no part in its process's memory."""
+    from mem_gpt_cli.estimate import estimate
+    from mem_gpt_cli.report import table
+    from mem_gpt_cli.trace import trace
+
+    reports = {
+        "estimate": _predicted(estimate, recipe),
+        "trace": _predicted(trace, recipe),
+        "profile": measured,
+    }
+    yield table.comparison(reports)
+    yield table.places(measured)
+
+
+def _predicted(lens: Callable[[Recipe], MemoryReport], recipe: Recipe) -> MemoryReport | None:
+    """A lens's report, ``None`` and a warning where it has none: what was measured is shown all the same."""
+    try:
+        return lens(recipe)
+    except UnsupportedError as error:
+        console.warn(f"an empty column: {error}")
+        return None
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str, int, int, int | None], None]]:
+    """A bar on stderr, gone when the run is over; nothing at all where stderr is no terminal."""
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        SpinnerColumn,
+        TextColumn,
+        TimeElapsedColumn,
+    )
+
+    people = console.people()
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    live = TextColumn("{task.fields[live]}", style="cyan")
+    with Progress(
+        *columns, TimeElapsedColumn(), live, console=people, transient=True, disable=not people.is_terminal
+    ) as bar:
+        task = bar.add_task("preparing", total=None, live="")
+
+        def show(phase: str, step: int, steps: int, live_bytes: int | None) -> None:
+            words = phase.replace("_", " ")
+            bar.update(task, description=words, completed=step, total=steps, live=render_bytes(live_bytes))
+
+        yield show

@@ -1,0 +1,176 @@
+"""Memory over time, stacked by component: one type for what was measured and for what was traced.
+
+A ``Timeline`` is drawn by ``write``: as a page to hover and zoom in, as a picture, or as a table of all
+its events.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from mem_gpt_cli.errors import MissingExtraError, UsageError
+from mem_gpt_cli.report.model import COMPONENTS
+from mem_gpt_cli.report.palette import STACK
+
+Int64 = npt.NDArray[np.int64]
+Float64 = npt.NDArray[np.float64]
+Axis = Literal["seconds", "events"]
+
+KINDS = (".html", ".png", ".svg", ".csv")
+CSV_COLUMNS = ("position", "phase", "allocated_bytes", *(f"{name}_bytes" for name in COMPONENTS))
+
+
+class Stretch(NamedTuple):
+    """Where a phase lies on the axis; ``steps`` of it in a row are one stretch."""
+
+    phase: str
+    begin: float
+    end: float
+    steps: int = 1
+
+
+class Peak(NamedTuple):
+    """The highest moment: where on the axis, how many bytes, and what ran there."""
+
+    position: float
+    allocated_bytes: int
+    phase: str
+    operation: str
+    module: str
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """Live bytes after each event.
+
+    ``position[e]`` is where event ``e`` lies on the axis, ascending: seconds since the beginning, or numbers
+    of events. ``by_component[e, c]`` are bytes in component ``c`` of ``COMPONENTS``; between two events
+    nothing changes. ``stretches`` cover the axis in its order.
+    """
+
+    title: str
+    axis: Axis
+    position: Float64
+    by_component: Int64
+    stretches: tuple[Stretch, ...]
+    peak: Peak
+
+    @property
+    def allocated(self) -> Int64:
+        """The sum of all components after each event."""
+        total: Int64 = self.by_component.sum(axis=1)
+        return total
+
+    def stacked(self) -> list[tuple[str, Int64]]:
+        """The components that ever hold anything, each with its bytes, from the bottom of a stack to its top."""
+        columns = [(name, self.by_component[:, COMPONENTS.index(name)]) for name in STACK]
+        return [(name, column) for name, column in columns if column.any()]
+
+
+def merged(stretches: Iterable[Stretch]) -> tuple[Stretch, ...]:
+    """The stretches with equal neighbours made one: 64 decode steps are one decode."""
+    found: list[Stretch] = []
+    for stretch in stretches:
+        if found and found[-1].phase == stretch.phase:
+            last = found.pop()
+            stretch = Stretch(last.phase, last.begin, stretch.end, last.steps + stretch.steps)
+        found.append(stretch)
+    return tuple(found)
+
+
+def thinned(timeline: Timeline, buckets: int) -> Timeline:
+    """A timeline of at most four events a bucket that looks the same: first, lowest, highest and last.
+
+    So no peak is lost, however narrow; what a bucket says is true at each of its events.
+    """
+    count = len(timeline.position)
+    if count <= 4 * buckets:
+        return timeline
+    begin, end = timeline.position[0], timeline.position[-1]
+    edges = np.searchsorted(timeline.position, np.linspace(begin, end, buckets + 1)[1:-1])
+    bounds = np.unique(np.concatenate([[0], edges, [count]]))
+    allocated = timeline.allocated
+    keep: set[int] = set()
+    for first, after in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
+        inside = allocated[first:after]
+        keep |= {first, first + int(inside.argmin()), first + int(inside.argmax()), after - 1}
+    chosen = np.asarray(sorted(keep), dtype=np.int64)
+    return replace(
+        timeline, position=timeline.position[chosen], by_component=timeline.by_component[chosen]
+    )
+
+
+def check(path: Path) -> None:
+    """Pass a path that ``write`` can write to: better said before a long run than after it.
+
+    Raises:
+        UsageError: for a suffix that is none of ``KINDS``, or a folder that is not there.
+        MissingExtraError: without the package that draws this kind.
+    """
+    suffix = path.suffix.lower()
+    if suffix not in KINDS:
+        raise UsageError(f"--timeline: cannot draw {path}: give a path that ends in {', '.join(KINDS)}")
+    if not path.absolute().parent.is_dir():
+        raise UsageError(f"--timeline: cannot write {path}: there is no folder {path.parent}")
+    package = {".html": "plotly", ".png": "matplotlib", ".svg": "matplotlib"}.get(suffix)
+    if package is not None:
+        import_drawing(package)
+
+
+def import_drawing(package: str) -> None:
+    """Import a drawing library.
+
+    Raises:
+        MissingExtraError: if it is not installed.
+    """
+    from importlib import import_module
+
+    try:
+        import_module(package)
+    except ImportError as error:
+        raise MissingExtraError(package, "plot", "drawing a timeline") from error
+
+
+def write(timeline: Timeline, path: Path) -> None:
+    """Draw a timeline into a file; its suffix says how.
+
+    Raises:
+        UsageError: for an unknown suffix or a path that cannot be written.
+        MissingExtraError: without the package that draws this kind.
+    """
+    check(path)
+    suffix = path.suffix.lower()
+    try:
+        if suffix == ".csv":
+            _write_csv(timeline, path)
+        elif suffix == ".html":
+            from mem_gpt_cli.report.timeline_page import write_page
+
+            write_page(timeline, path)
+        else:
+            from mem_gpt_cli.report.timeline_picture import write_picture
+
+            write_picture(timeline, path)
+    except OSError as error:
+        raise UsageError(f"--timeline: cannot write {path}: {error.strerror}") from error
+
+
+def _write_csv(timeline: Timeline, path: Path) -> None:
+    """Every event, one row each; ``position`` is in seconds or counts events."""
+    begins = [stretch.begin for stretch in timeline.stretches]
+    stretch_of_event = np.clip(np.searchsorted(begins, timeline.position, side="right") - 1, 0, None)
+    rows: Sequence[Sequence[int]] = timeline.by_component.tolist()
+    positions = timeline.position.tolist()
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(CSV_COLUMNS)
+        for position, stretch, row in zip(positions, stretch_of_event.tolist(), rows, strict=True):
+            shown = f"{position:.9f}" if timeline.axis == "seconds" else int(position)
+            writer.writerow((shown, timeline.stretches[stretch].phase, sum(row), *row))

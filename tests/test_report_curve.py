@@ -1,0 +1,93 @@
+"""The curve of growth: bars that add up, exponents that are those of the data, a picture that is one."""
+
+from __future__ import annotations
+
+import builtins
+import io
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from report_samples import GIB, inference, phase
+from rich.console import Console
+
+from mem_gpt_cli.errors import MissingExtraError, UsageError
+from mem_gpt_cli.report import MemoryReport
+from mem_gpt_cli.report.curve import BAR_WIDTH, GLYPHS, draw, growth, growth_of
+
+LENGTHS = (128, 256, 512, 1024, 2048)
+
+
+def points() -> dict[int, MemoryReport]:
+    """Weights of 1 GiB, a cache of 1 MiB a token, activations of 1 KiB a pair of tokens."""
+    return {
+        n: replace(
+            inference("estimate"),
+            phases=(phase("prefill", weights=GIB, kv_cache=n * 2**20, activations=n * n * 2**10),),
+        )
+        for n in LENGTHS
+    }
+
+
+def rendered(width: int = 80) -> list[str]:
+    console = Console(file=io.StringIO(), width=width, height=25)
+    console.print(growth("seq", points()))
+    return console.file.getvalue().splitlines()  # type: ignore[attr-defined, no-any-return]
+
+
+def test_the_longest_bar_fills_its_column_and_the_others_are_in_proportion() -> None:
+    bars = [sum(line.count(glyph) for glyph in GLYPHS.values()) for line in rendered() if "prefill" in line]
+    peaks = [report.allocated_bytes for report in points().values()]
+    assert len(bars) == len(LENGTHS)
+    assert bars == [round(BAR_WIDTH * peak / max(peaks)) for peak in peaks]
+
+
+def test_each_component_is_said_to_grow_as_it_does() -> None:
+    grown = {line.split("  ")[0]: line for line in rendered() if line.endswith(("all", ")")) or "n^" in line}
+    assert "not at all" in grown["weights"]
+    assert "linearly (n^1.00)" in grown["KV cache"]
+    assert "quadratically (n^2.00)" in grown["activations"]
+
+
+def test_80_columns_hold_it() -> None:
+    assert not any("…" in line for line in rendered())
+    assert max(map(len, rendered())) <= 80
+
+
+@pytest.mark.parametrize(
+    ("heights", "said"),
+    [([5, 5], "not at all"), ([4, 8], "linearly (n^1.00)"), ([10, 30], "as n^1.58"), ([0, 8], ""), ([8], "")],
+)
+def test_growth_between_the_last_two_points(heights: list[int], said: str) -> None:
+    assert growth_of([100, 200][: len(heights)], heights) == said
+
+
+@pytest.mark.parametrize(("name", "begins"), [("c.png", b"\x89PNG"), ("c.svg", b"<?xml")])
+def test_a_picture_is_written_in_the_kind_that_its_name_says(
+    tmp_path: Path, name: str, begins: bytes
+) -> None:
+    draw("seq", points(), tmp_path / name)
+    content = (tmp_path / name).read_bytes()
+    assert content.startswith(begins)
+    assert len(content) > 5000
+
+
+def test_other_kinds_and_unwritable_places_are_refused_in_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"\.png"):
+        draw("seq", points(), tmp_path / "c.txt")
+    with pytest.raises(UsageError, match="cannot write"):
+        draw("seq", points(), tmp_path / "no" / "folder" / "c.png")
+
+
+def test_without_matplotlib_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = builtins.__import__
+
+    def missing(name: str, *more: Any, **keywords: Any) -> Any:
+        if name.startswith("matplotlib"):
+            raise ImportError(name)
+        return real(name, *more, **keywords)
+
+    monkeypatch.setattr(builtins, "__import__", missing)
+    with pytest.raises(MissingExtraError, match=r"mem-gpt-cli\[plot\]"):
+        draw("seq", points(), tmp_path / "c.png")
