@@ -13,7 +13,7 @@ from rich.text import Text
 from mem_gpt_cli.errors import MissingExtraError, UsageError
 from mem_gpt_cli.report.model import COMPONENTS, MemoryReport
 from mem_gpt_cli.report.sizes import render_bytes
-from mem_gpt_cli.report.table import COLORS, label, plain_table, title
+from mem_gpt_cli.report.table import COLORS, label, plain_table, title, words
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -40,7 +40,7 @@ def growth(axis: str, points: Mapping[int, MemoryReport]) -> RenderableType:
             f"{value:,}",
             render_bytes(report.allocated_bytes),
             _stack(report, names, highest),
-            report.peak.name.replace("_", " "),
+            words(report.peak.name),
         )
     legend = _legend(names)
     return Group(title(reports[-1], sizes=False), table, legend, Text(""), _growth_table(axis, points))
@@ -135,11 +135,12 @@ def _stacked_areas(axes: Any, axis: str, points: Mapping[int, MemoryReport]) -> 
     unit, divisor = ("GiB", 2**30) if max(r.allocated_bytes for r in reports) >= 2**30 else ("MiB", 2**20)
     names = [name for name in COMPONENTS if any(report.peak.components.get(name, 0) for report in reports)]
     areas = [[report.peak.components.get(name, 0) / divisor for report in reports] for name in names]
-    labels = [name.replace("_", " ") for name in names]
+    labels = [words(name) for name in names]
     axes.stackplot(values, areas, labels=labels, colors=[PICTURE_COLORS[name] for name in names], linewidth=0)
     axes.plot(values, [report.allocated_bytes / divisor for report in reports], color="#222222", marker=".")
     axes.set_xlim(values[0], values[-1])
     axes.set_ylim(bottom=0)
+    axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.set_xlabel({"seq": "tokens", "batch": "sequences at once"}.get(axis, axis))
     axes.set_ylabel(f"peak of allocated memory, {unit}")
     report = reports[-1]

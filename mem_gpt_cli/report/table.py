@@ -54,7 +54,7 @@ def summary(report: MemoryReport) -> RenderableType:
     table.add_column(_two_lines(HEADINGS[report.lens]), no_wrap=True)
     for phase in report.phases:
         at_peak = phase is peak
-        heading = _words(phase.name).replace(" ", "\n")
+        heading = words(phase.name).replace(" ", "\n")
         table.add_column(
             Text(f"{heading}\n▲ peak" if at_peak else heading, style="bold" if at_peak else "not bold"),
             justify="right",
@@ -101,7 +101,7 @@ def comparison(reports: Mapping[str, MemoryReport | None], *, titled: bool = Tru
         phases = [report.phase(phase) if report else None for report in reports.values()]
         mark = " ▲" if phase in peaks else ""
         totals = [found.peak_allocated_bytes if found else None for found in phases]
-        table.add_row(f"{_words(phase)}{mark}", *map(render_bytes, totals), _difference(totals), style="bold")
+        table.add_row(f"{words(phase)}{mark}", *map(render_bytes, totals), _difference(totals), style="bold")
         for name in _present([found for found in phases if found]):
             parts = [
                 report.held(found, name) if report and found else None
@@ -126,7 +126,7 @@ def precisions(reports: Mapping[str, MemoryReport]) -> RenderableType:
         )
     table.add_section()
     table.add_row("allocated", *(render_bytes(r.allocated_bytes) for r in reports.values()), style="bold")
-    table.add_row("in phase", *(_words(r.peak.name) for r in reports.values()), style="dim")
+    table.add_row("in phase", *(words(r.peak.name) for r in reports.values()), style="dim")
     return table
 
 
@@ -142,7 +142,7 @@ def places(report: MemoryReport) -> RenderableType:
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("peaks at", overflow="fold")
     for number, phase in enumerate(report.phases):
-        table.add_row(_words(phase.name), *(cells[number] for cells in known.values()), _place(phase))
+        table.add_row(words(phase.name), *(cells[number] for cells in known.values()), _place(phase))
     speed = _speed(report)
     return Group(table, Text(speed)) if speed else table
 
@@ -167,7 +167,7 @@ def _cell(count: int | None) -> Text:
 
 def label(name: str) -> Text:
     """A component's name in its color."""
-    return Text(_words(name), style=COLORS[name])
+    return Text(words(name), style=COLORS[name])
 
 
 def _bar(part: int, whole: int, color: str) -> RenderableType:
@@ -270,7 +270,8 @@ def _seconds(duration: float | None) -> str:
     return f"{duration * 1e3:.0f} ms" if duration < 1 else f"{duration:.1f} s"
 
 
-def _words(name: str) -> str:
+def words(name: str) -> str:
+    """The name of a phase or a component as people read it."""
     return name.replace("_", " ").replace("kv ", "KV ")
 
 

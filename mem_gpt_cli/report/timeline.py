@@ -102,9 +102,7 @@ def thinned(timeline: Timeline, buckets: int) -> Timeline:
         inside = allocated[first:after]
         keep |= {first, first + int(inside.argmin()), first + int(inside.argmax()), after - 1}
     chosen = np.asarray(sorted(keep), dtype=np.int64)
-    return replace(
-        timeline, position=timeline.position[chosen], by_component=timeline.by_component[chosen]
-    )
+    return replace(timeline, position=timeline.position[chosen], by_component=timeline.by_component[chosen])
 
 
 def check(path: Path) -> None:

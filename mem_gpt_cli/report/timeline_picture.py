@@ -89,7 +89,10 @@ def phase_label(stretch: Stretch) -> str:
 
 def peak_label(peak: Peak) -> str:
     """The peak in words, over two or three lines."""
-    lines = [f"peak {render_bytes(peak.allocated_bytes)}", f"{peak.phase.replace('_', ' ')}: {peak.operation}"]
+    lines = [
+        f"peak {render_bytes(peak.allocated_bytes)}",
+        f"{peak.phase.replace('_', ' ')}: {peak.operation}",
+    ]
     return "\n".join([*lines, peak.module] if peak.module else lines)
 
 
@@ -125,5 +128,10 @@ def _frame(axes: Any, timeline: Timeline, unit: str) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     handles, labels = axes.get_legend_handles_labels()
     axes.legend(
-        handles[::-1], labels[::-1], loc="center left", bbox_to_anchor=(1.005, 0.5), frameon=False, fontsize=9.5
+        handles[::-1],
+        labels[::-1],
+        loc="center left",
+        bbox_to_anchor=(1.005, 0.5),
+        frameon=False,
+        fontsize=9.5,
     )
