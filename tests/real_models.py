@@ -13,7 +13,7 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, DynamicCache
 from transformers.initialization import no_init_weights
 from transformers.pytorch_utils import Conv1D
 
-from mem_gpt_cli.model import Architecture, read_architecture
+from mem_gpt_cli.model import Architecture, catalogue, read_architecture
 
 Shapes = Counter[tuple[str, tuple[int, ...]]]
 
@@ -69,15 +69,25 @@ def own_bytes(architecture: Architecture, dtype_bytes: int, *, buffers: bool) ->
 def assert_same(config: Mapping[str, Any]) -> None:
     """The architecture read from a config is that of the real model: names, shapes, kinds, bytes, windows."""
     architecture = read_architecture(config, "the test's config")
-    model = real_model(config)
-    assert own_shapes(architecture) == real_shapes(model)
-    assert architecture.parameters == sum(p.numel() for p in model.parameters())
-    assert {t.name for t in architecture.tensors if t.kind == "linear"} == real_linear_names(model)
-    for dtype in (torch.float32, torch.bfloat16):
+    for dtype in (torch.bfloat16, torch.float32):
         model = real_model(config, dtype)
         assert own_bytes(architecture, dtype.itemsize, buffers=True) == real_bytes(model.buffers())
         assert own_bytes(architecture, dtype.itemsize, buffers=False) == real_bytes(model.parameters())
+    assert own_shapes(architecture) == real_shapes(model)
+    assert architecture.parameters == sum(p.numel() for p in model.parameters())
+    assert {t.name for t in architecture.tensors if t.kind == "linear"} == real_linear_names(model)
     cache = DynamicCache(config=model.config)
     assert [layer.attention.window or layer.attention.chunk for layer in architecture.layers] == [
         getattr(layer, "sliding_window", None) for layer in cache.layers
     ]
+
+
+def main() -> None:
+    """Compare the whole catalogue at full depth: `python tests/real_models.py`."""
+    for entry in catalogue():
+        assert_same(entry.config)
+        print(f"{entry.name}: the same", flush=True)
+
+
+if __name__ == "__main__":
+    main()

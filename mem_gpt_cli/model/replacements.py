@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Any
 
@@ -21,6 +21,7 @@ _COMMON = frozenset(
 )
 _PER_LAYER = ("layer_types", "mlp_layer_types", "no_rope_layers", "attention_layers")
 _LAYER_INDICES = ("moe_layers", "mlp_only_layers")
+_BY_LAYER = (*_PER_LAYER, *_LAYER_INDICES, "attention_types")
 _DROPOUT = re.compile(r"^(?!classifier|summary).*(dropout|pdrop)$")
 
 
@@ -43,41 +44,34 @@ def replace(config: Mapping[str, Any], replacements: Mapping[str, Any], where: s
             hint = f"did you mean {nearest[0]!r}?" if nearest else f"it has {', '.join(sorted(known))}"
             raise UsageError(f"model.config: {where} ({model_type}) has no key {key!r}; {hint}")
         new[aliases.get(key, key)] = value
+    if "vocab_size" in replacements and "pad_token_id" not in replacements:
+        new["pad_token_id"] = None  # the old vocabulary's may lie outside the new one
     layer_key = aliases.get("num_hidden_layers", "num_hidden_layers")
-    default = family.defaults.get(layer_key) if family else None
-    kept = [key for key in (*_PER_LAYER, *_LAYER_INDICES, "attention_types") if key not in replacements]
-    return _fit_layers(new, kept, config_layers(config, aliases, default), new.get(layer_key))
+    if layer_key in new and family:
+        before = family.settings(config, where)
+        kept = {key: before.get(key) for key in _BY_LAYER if key not in replacements}
+        new |= _fit_layers(kept, before.get(layer_key), new[layer_key])
+    return new
 
 
-def config_layers(config: Mapping[str, Any], aliases: Mapping[str, str], default: Any) -> Any:
-    """The number of layers under whichever spelling the config has, unchecked."""
-    key = aliases.get("num_hidden_layers", "num_hidden_layers")
-    return config.get(key, config.get("num_hidden_layers", default))
+def _fit_layers(lists: Mapping[str, Any], old: Any, new: Any) -> dict[str, Any]:
+    """Per-layer lists in step with a new number of layers; wrong values are left to the reader.
 
-
-def _fit_layers(config: dict[str, Any], keys: Iterable[str], old: Any, new: Any) -> dict[str, Any]:
-    """Keep per-layer lists in step with a new number of layers; wrong values are left to the reader."""
+    A list of layer numbers is cut; for a longer model it goes back to the rule of its config class.
+    """
     if type(old) is not int or type(new) is not int or old == new or new < 1:
-        return config
-    for key in keys:
-        value = config.get(key)
+        return {}
+    fitted: dict[str, Any] = {}
+    for key, value in lists.items():
         if not isinstance(value, list) or not value:
             continue
         if key in _LAYER_INDICES:
-            _fit_indices(config, key, old, new)
+            fitted[key] = [index for index in value if index < new] if new < old else None
         elif key == "attention_types":
-            config[key] = [[_repeat(_expand(value), new), 1]]
+            fitted[key] = [[_repeat(_expand(value), new), 1]]
         elif len(value) == old:
-            config[key] = _repeat(value, new)
-    return config
-
-
-def _fit_indices(config: dict[str, Any], key: str, old: int, new: int) -> None:
-    """Cut a list of layer numbers; a longer model goes back to the rule that its config class has."""
-    if new < old:
-        config[key] = [index for index in config[key] if type(index) is not int or index < new]
-    else:
-        del config[key]
+            fitted[key] = _repeat(value, new)
+    return fitted
 
 
 def _repeat(values: list[Any], length: int) -> list[Any]:

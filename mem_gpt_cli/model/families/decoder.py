@@ -71,12 +71,12 @@ class Sizes:
         )
 
 
-def rotary_share(config: Settings) -> float:
+def rotary_share(config: Settings, key: str = "partial_rotary_factor") -> float:
     """The share of each head that is rotated; new configs hold it in ``rope_parameters``."""
     inside = config.section("rope_parameters").get("partial_rotary_factor")
     if isinstance(inside, int | float) and not isinstance(inside, bool) and 0 < inside <= 1:
         return float(inside)
-    return config.fraction("partial_rotary_factor", 1.0)
+    return config.fraction(key, 1.0)
 
 
 def pattern(layers: int, every: int, inside: str = SLIDING, last: str = FULL) -> tuple[str, ...]:

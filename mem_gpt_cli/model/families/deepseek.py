@@ -157,5 +157,10 @@ _V3: dict[str, Any] = {
 
 FAMILIES = (
     Family("deepseek_v2", _V2, partial(_read, "deepseek_v2"), {"num_experts": "n_routed_experts"}),
-    Family("deepseek_v3", _V3, partial(_read, "deepseek_v3"), {"num_local_experts": "n_routed_experts"}),
+    Family(
+        "deepseek_v3",
+        _V3,
+        partial(_read, "deepseek_v3"),
+        {"num_local_experts": "n_routed_experts", "num_mtp_layers": "num_nextn_predict_layers"},
+    ),
 )

@@ -13,7 +13,6 @@ from mem_gpt_cli.model.families.decoder import (
     DEFAULTS,
     FULL,
     LAYER_TYPES,
-    SLIDING,
     Sizes,
     assemble,
     attention_tensors,
@@ -41,13 +40,11 @@ def _read(model_type: str, config: Settings) -> Architecture:
     third = model_type == "gemma3_text"
     names = _TWO_NORMS if model_type == "gemma" else _FOUR_NORMS
     activation = config.text("hidden_act" if model_type == "gemma" else "hidden_activation")
-    bias = config.flag("attention_bias")
+    bias, types = config.flag("attention_bias"), _layer_types(config, model_type, sizes.layers)
     mlp = Mlp(inner, gated=True, activation="gelu_pytorch_tanh" if activation == "gelu" else activation)
     layers = tuple(
         Layer(attention, mlp, "rmsnorm", norms=len(names))
-        for attention in attentions(
-            config, sizes, _layer_types(config, model_type, sizes.layers), qk_norm=third
-        )
+        for attention in attentions(config, sizes, types, qk_norm=third)
     )
     blocks = (
         *attention_tensors(sizes, qkv_bias=bias, output_bias=bias, qk_norm="head" if third else None),
@@ -61,7 +58,7 @@ def _read(model_type: str, config: Settings) -> Architecture:
         layers,
         blocks,
         extra=(Tensor("model.embed_tokens.embed_scale", (), "buffer"),),
-        rotary_types=(FULL, SLIDING) if third else (),
+        rotary_types=tuple(sorted(set(types))) if third else (),
         final_logit_softcap=config.has("final_logit_softcapping"),
     )
 

@@ -38,8 +38,6 @@ _DEFAULTS = {
     "attn_pdrop": 0.1,
     "layer_norm_epsilon": 1e-5,
     "scale_attn_weights": True,
-    "scale_attn_by_inverse_layer_idx": False,
-    "reorder_and_upcast_attn": False,
     "tie_word_embeddings": True,
 }
 
@@ -116,7 +114,12 @@ def _read_gpt_bigcode(config: Settings) -> Architecture:
 
 
 FAMILIES = (
-    Family("gpt2", _DEFAULTS, _read_gpt2, _ALIASES),
+    Family(
+        "gpt2",
+        _DEFAULTS | {"scale_attn_by_inverse_layer_idx": False, "reorder_and_upcast_attn": False},
+        _read_gpt2,
+        _ALIASES,
+    ),
     Family(
         "gpt_bigcode",
         _DEFAULTS

@@ -151,7 +151,7 @@ def _read_gpt_neox(config: Settings) -> Architecture:
         config.size("num_attention_heads"),
         config.divisible("hidden_size", "num_attention_heads"),
     )
-    rotary_dim = int(head_dim * rotary_share(config))
+    rotary_dim = int(head_dim * rotary_share(config, "rotary_pct"))
     layer = Layer(
         attention=Attention(
             heads=heads,
@@ -242,7 +242,8 @@ _GPT_NEOX_DEFAULTS: dict[str, Any] = {
     "tie_word_embeddings": False,
     "use_parallel_residual": True,
     "rope_parameters": None,
-    "partial_rotary_factor": 0.25,
+    "rotary_pct": 0.25,
+    "rotary_emb_base": 10000.0,
     "attention_bias": True,
 }
 
@@ -255,10 +256,5 @@ FAMILIES = (
     ),
     Family("gptj", _GPTJ_DEFAULTS, partial(_read_gptj, "gptj"), _GPTJ_ALIASES),
     Family("codegen", {**_GPTJ_DEFAULTS, "n_ctx": 2048}, partial(_read_gptj, "codegen"), _GPTJ_ALIASES),
-    Family(
-        "gpt_neox",
-        _GPT_NEOX_DEFAULTS,
-        _read_gpt_neox,
-        {"rotary_pct": "partial_rotary_factor", "rotary_emb_base": "rope_theta"},
-    ),
+    Family("gpt_neox", _GPT_NEOX_DEFAULTS, _read_gpt_neox),
 )

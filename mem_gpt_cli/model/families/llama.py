@@ -98,7 +98,7 @@ def _read(model_type: str, variant: Variant, config: Settings) -> Architecture:
         ),
         blocks,
         final_norm=None if variant.norms else (),
-        rotary_types=(FULL, SLIDING) if variant.rotary_by_type else (),
+        rotary_types=tuple(sorted(set(types))) if variant.rotary_by_type else (),
     )
 
 
@@ -189,7 +189,14 @@ _VARIANTS: dict[str, tuple[Variant, dict[str, Any]]] = {
     "exaone4": (Variant(False, False, qk_norm="head", norms=_POST_NORMS), _EXAONE4),
 }
 
+
+def _defaults(model_type: str, own: dict[str, Any]) -> dict[str, Any]:
+    """Llama's defaults and the variant's, less the key that its config class does not have."""
+    absent = {"olmo": "rms_norm_eps", "ernie4_5": "attention_dropout"}.get(model_type)
+    return {key: value for key, value in (DEFAULTS | own).items() if key != absent}
+
+
 FAMILIES = tuple(
-    Family(model_type, DEFAULTS | own, partial(_read, model_type, variant))
+    Family(model_type, _defaults(model_type, own), partial(_read, model_type, variant))
     for model_type, (variant, own) in _VARIANTS.items()
 )
