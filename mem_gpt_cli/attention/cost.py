@@ -57,6 +57,6 @@ def needs_mask(backend: str, queries: int, keys: int, window: int | None) -> boo
     return queries not in (1, keys)
 
 
-def causal_score_flops(batch: int, heads: int, queries: int, keys: int, key_dim: int, value_dim: int) -> int:
+def score_flops(batch: int, heads: int, queries: int, keys: int, key_dim: int, value_dim: int) -> int:
     """Floating-point operations of scores and weighted values, two a multiply-add, all pairs counted."""
     return 2 * batch * heads * queries * keys * (key_dim + value_dim)

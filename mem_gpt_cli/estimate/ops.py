@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mem_gpt_cli.estimate.tape import CASTS, FP32, Edge, Node, Parameter, Storage, Tape, Tensor
+from mem_gpt_cli.estimate.tape import CASTS, FP32, Node, Parameter, Storage, Tape, Tensor
 
 Grads = list[Tensor | None]
 
@@ -16,7 +16,7 @@ Grads = list[Tensor | None]
 def fresh(tape: Tape, node: Node, grads: Grads) -> Sequence[Tensor | None]:
     """A new gradient for every input that wants one, its elements in the order of the incoming one."""
     results = [
-        tape.new(edge.numel, edge.item, f"{node.operation}_backward") if edge.node else None
+        tape.new(edge.numel, edge.item, f"{node.operation}_backward", edge.slot) if edge.node else None
         for edge in node.edges
     ]
     for result in results:
@@ -82,9 +82,9 @@ def _multiply_backward(tape: Tape, node: Node, grads: Grads) -> Sequence[Tensor 
         if edge.node is None:
             results.append(None)
             continue
-        product = tape.new(full, item, "mul_backward")
+        product = tape.new(full, item, "mul_backward", None if edge.numel < full else edge.slot)
         if edge.numel < full:
-            product = tape.new(edge.numel, item, "sum")
+            product = tape.new(edge.numel, item, "sum", edge.slot)
         results.append(product)
     return results
 
@@ -108,8 +108,7 @@ def split(tape: Tape, x: Tensor, sizes: Sequence[int]) -> list[Tensor]:
     """Views of ``sizes`` elements each; backward puts their gradients together in one tensor."""
     parts = [Tensor(size, x.item, x.storage, permuted=x.permuted) for size in sizes]
     if tape.recording and x.node is not None:
-        edge = Edge(x.node, x.port, x.numel, x.item)
-        node = Node("cat", (edge,), (), fresh, tape.slot, ports=len(parts), module=tape.ledger.module)
+        node = Node("cat", (x.edge(),), (), fresh, tape.slot, ports=len(parts), module=tape.ledger.module)
         tape.nodes.append(node)
         for port, part in enumerate(parts):
             part.node, part.port = node, port
@@ -167,8 +166,8 @@ def _linear_backward(tape: Tape, node: Node, grads: Grads) -> Sequence[Tensor | 
     """The input's gradient and the weight's; the latter is a gradient of the model from its birth on."""
     x, weight = node.edges
     results = [
-        tape.new(x.numel, x.item, "mm") if x.node else None,
-        tape.new(weight.numel, weight.item, "mm", weight.node.slot) if weight.node else None,
+        tape.new(x.numel, x.item, "mm", x.slot) if x.node else None,
+        tape.new(weight.numel, weight.item, "mm", weight.slot) if weight.node else None,
     ]
     for result in results:
         if result is not None:
@@ -178,7 +177,7 @@ def _linear_backward(tape: Tape, node: Node, grads: Grads) -> Sequence[Tensor | 
 
 def _weight_gradients(tape: Tape, node: Node, grads: Grads) -> Sequence[Tensor | None]:
     return [
-        tape.new(edge.numel, edge.item, f"{node.operation}_backward", edge.node.slot) if edge.node else None
+        tape.new(edge.numel, edge.item, f"{node.operation}_backward", edge.slot) if edge.node else None
         for edge in node.edges
     ]
 
@@ -199,14 +198,14 @@ def matmul(tape: Tape, a: Tensor, b: Tensor, numel: int, *, merges: bool, casts:
 
 
 def _bmm_backward(tape: Tape, node: Node, grads: Grads) -> Sequence[Tensor | None]:
-    return [tape.new(edge.numel, edge.item, "bmm") if edge.node else None for edge in node.edges]
+    return [tape.new(edge.numel, edge.item, "bmm", edge.slot) if edge.node else None for edge in node.edges]
 
 
 def _merging_bmm_backward(tape: Tape, node: Node, grads: Grads) -> Sequence[Tensor | None]:
     grad = grads[0]
     assert grad is not None
     if grad.permuted:
-        grads[0] = tape.new(grad.numel, grad.item, "clone")
+        grads[0] = tape.new(grad.numel, grad.item, "clone", grad.storage.slot)
     grad = None
     return _bmm_backward(tape, node, grads)
 
@@ -221,7 +220,7 @@ def _from_heads_backward(tape: Tape, node: Node, grads: Grads) -> Sequence[Tenso
     assert grad is not None
     if grad.permuted:
         return [grad.view()]
-    return [tape.new(grad.numel, grad.item, "clone")]
+    return [tape.new(grad.numel, grad.item, "clone", grad.storage.slot)]
 
 
 def from_heads(tape: Tape, x: Tensor) -> Tensor:
@@ -279,7 +278,9 @@ def sdpa(
 
 
 def _sdpa_backward(tape: Tape, node: Node, grads: Grads) -> Sequence[Tensor | None]:
-    results = [tape.new(edge.numel, edge.item, f"{node.operation}_backward") for edge in node.edges]
+    results = [
+        tape.new(edge.numel, edge.item, f"{node.operation}_backward", edge.slot) for edge in node.edges
+    ]
     for result in results:
         result.permuted = True
     return results

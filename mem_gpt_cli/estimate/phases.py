@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
-from mem_gpt_cli.estimate.decoder import INT64, Decoder
+from mem_gpt_cli.estimate.decoder import INT64, WIDTHS, Decoder
 from mem_gpt_cli.estimate.forward_pass import CacheLayer
 from mem_gpt_cli.estimate.tape import (
     GRADIENTS,
@@ -26,8 +27,16 @@ from mem_gpt_cli.recipe.schema import Recipe
 CUDA_GRAIN = 512
 
 
-def walk(architecture: Architecture, recipe: Recipe) -> dict[str, Moment]:
-    """The highest moment of each phase of the recipe's task, by name."""
+@dataclass(frozen=True)
+class Walk:
+    """What a walk finds for each phase, by name: its highest moment, and the most that each slot ever held."""
+
+    peaks: Mapping[str, Moment]
+    highest: Mapping[str, Sequence[int]]
+
+
+def walk(architecture: Architecture, recipe: Recipe) -> Walk:
+    """Walk the recipe's task through the architecture."""
     ledger = Ledger(rounding=CUDA_GRAIN if recipe.device.type == "cuda" else 1)
     ledger.enter("load")
     decoder = Decoder(architecture, recipe, ledger, stored_weights(architecture, recipe))
@@ -37,13 +46,11 @@ def walk(architecture: Architecture, recipe: Recipe) -> dict[str, Moment]:
         _train(decoder, tokens)
     else:
         _generate(decoder, tokens)
-    return ledger.peaks
+    return Walk(ledger.peaks, ledger.highest)
 
 
 def stored_weights(architecture: Architecture, recipe: Recipe) -> int:
     """Bytes of the model's weights and buffers as the recipe stores them."""
-    from mem_gpt_cli.estimate.decoder import WIDTHS
-
     return quantization_cost.weight_bytes(
         architecture,
         recipe.quantization.scheme,  # type: ignore[arg-type]

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mem_gpt_cli.errors import UnsupportedError
 from mem_gpt_cli.estimate.cause import cause_of
 from mem_gpt_cli.estimate.caveats import caveats
 from mem_gpt_cli.estimate.decoder import WIDTHS
-from mem_gpt_cli.estimate.phases import walk
+from mem_gpt_cli.estimate.phases import Walk, walk
 from mem_gpt_cli.estimate.tape import SLOTS, Moment
+from mem_gpt_cli.estimate.work import work
 from mem_gpt_cli.kv_cache import cost as cache_cost
 from mem_gpt_cli.model import resolve
 from mem_gpt_cli.quantization import cost as quantization_cost
@@ -49,7 +50,8 @@ def report_of(recipe: Recipe, source: ModelSource, architecture: Architecture) -
     """The report of a recipe whose model is known already; raises ``UnsupportedError`` as ``estimate``."""
     if not architecture.layers:
         raise UnsupportedError(f"{source.name}: a model without layers has no formula")
-    moments = walk(architecture, recipe)
+    walked = walk(architecture, recipe)
+    moments = walked.peaks
     phases = tuple(_phase(name, moments[name]) for name in PHASES[recipe.task] if name in moments)
     peak = max(phases, key=lambda phase: phase.peak_allocated_bytes)
     return MemoryReport(
@@ -68,7 +70,7 @@ def report_of(recipe: Recipe, source: ModelSource, architecture: Architecture) -
         provenance={"peak_allocated_bytes": "formula", "components": "formula"},
         cause=cause_of(peak, moments[peak.name], architecture, recipe),
         warnings=caveats(recipe, source, architecture),
-        details=_details(recipe, architecture, moments[peak.name]),
+        details=_details(recipe, architecture, walked),
     )
 
 
@@ -85,24 +87,33 @@ def _phase(name: str, moment: Moment) -> Phase:
     )
 
 
-def _details(recipe: Recipe, architecture: Architecture, peak: Moment) -> Mapping[str, Any]:
-    """What the report says beyond its columns: the parts of the activations, the cache by layer type."""
-    item = WIDTHS[recipe.workload.autocast] or WIDTHS[recipe.model.dtype]
-    parts = {
-        role: nbytes
-        for (component, role), nbytes in zip(SLOTS, peak.live, strict=True)
-        if component == "activations" and nbytes
+def _details(recipe: Recipe, architecture: Architecture, walked: Walk) -> Mapping[str, Any]:
+    """What the report says beyond its columns; all in bytes unless the name says otherwise."""
+    details: dict[str, Any] = {
+        "highest_by_part": {phase: _parts(tops) for phase, tops in walked.highest.items()},
+        "at_peak_by_part": {phase: _parts(moment.live) for phase, moment in walked.peaks.items()},
     }
-    details: dict[str, Any] = {"activations_at_peak": parts}
-    if recipe.task == "inference" and recipe.kv_cache.kind != "none":
-        details["kv_cache_bytes_per_token"] = item * sum(
-            cache_cost.elements_per_token(layer.attention) for layer in architecture.layers
-        )
-        if any(layer.attention.kv_lora_rank for layer in architecture.layers):
-            details["kv_cache_bytes_per_token_expanded"] = item * sum(
-                cache_cost.expanded_elements_per_token(layer.attention) for layer in architecture.layers
-            )
+    if recipe.task == "inference":
+        details |= work(architecture, recipe)
+        if recipe.kv_cache.kind != "none":
+            details |= _cache_per_token(recipe, architecture)
     kept = quantization_cost.kept_in_full(architecture, recipe.quantization.scheme)  # type: ignore[arg-type]
     if kept:
         details["kept_in_full_precision"] = list(kept)
     return details
+
+
+def _parts(live: Sequence[int]) -> dict[str, int]:
+    """The slots that hold anything, by role."""
+    return {role: nbytes for (_, role), nbytes in zip(SLOTS, live, strict=True) if nbytes}
+
+
+def _cache_per_token(recipe: Recipe, architecture: Architecture) -> dict[str, int]:
+    """What one more token of one sequence adds to the cache; for latent attention, expanded by head as well."""
+    item = WIDTHS[recipe.workload.autocast] or WIDTHS[recipe.model.dtype]
+    attentions = [layer.attention for layer in architecture.layers]
+    found = {"kv_cache_bytes_per_token": item * sum(map(cache_cost.elements_per_token, attentions))}
+    if any(attention.kv_lora_rank for attention in attentions):
+        expanded = item * sum(map(cache_cost.expanded_elements_per_token, attentions))
+        found["kv_cache_bytes_per_token_expanded"] = expanded
+    return found

@@ -65,7 +65,7 @@ class Moment:
 
 
 class Ledger:
-    """Live bytes by slot, and the highest moment of each phase."""
+    """Live bytes by slot; for each phase its highest moment, and the most that each slot ever held."""
 
     def __init__(self, rounding: int = 1) -> None:
         self.rounding = rounding
@@ -73,19 +73,25 @@ class Ledger:
         self.total = 0
         self.module = ""
         self.peaks: dict[str, Moment] = {}
+        self.highest: dict[str, list[int]] = {}
         self._phase = ""
         self._high = 0
+        self._tops = self.live[:]
 
     def enter(self, phase: str) -> None:
         """Begin (or return to) a phase; what is live now counts for it."""
         self._phase = phase
         self._high = self.peaks[phase].total if phase in self.peaks else -1
+        known = self.highest.get(phase, self.live)
+        self._tops = self.highest[phase] = [max(pair) for pair in zip(known, self.live, strict=True)]
         self.note("")
 
     def allocate(self, slot: int, nbytes: int, operation: str) -> int:
         """Book a storage; returns the bytes that the allocator gives for it."""
         nbytes = -(-nbytes // self.rounding) * self.rounding
-        self.live[slot] += nbytes
+        live = self.live[slot] = self.live[slot] + nbytes
+        if live > self._tops[slot]:
+            self._tops[slot] = live
         self.total += nbytes
         if self.total > self._high:
             self.note(operation)
@@ -150,6 +156,11 @@ class Tensor:
         out.viewed = True
         return out
 
+    def edge(self) -> Edge:
+        """The way back to what made this tensor; its gradient counts as what the tensor counts as."""
+        slot = GRADIENTS if self.node is not None and self.node.keeps else self.storage.slot
+        return Edge(self.node, self.port, self.numel, self.item, slot)
+
     def handle(self) -> Tensor:
         """The same tensor once more, cut from what made it."""
         out = Tensor(self.numel, self.item, self.storage, permuted=self.permuted)
@@ -158,12 +169,13 @@ class Tensor:
 
 
 class Edge(NamedTuple):
-    """One input of a node: where its gradient goes (``None``: nowhere) and how large it is."""
+    """One input of a node: where its gradient goes (``None``: nowhere), how large it is, what it counts as."""
 
     node: Node | None
     port: int
     numel: int
     item: int
+    slot: int
 
 
 Rule = Callable[["Tape", "Node", "list[Tensor | None]"], "Sequence[Tensor | None]"]
@@ -258,8 +270,9 @@ class Tape:
     ) -> Tensor:
         """Put the node of an operation on the tape if a gradient flows to any of its inputs."""
         if self.recording and any(x.node is not None for x in inputs):
-            edges = tuple(Edge(x.node, x.port, x.numel, x.item) for x in inputs)
-            out.node = Node(operation, edges, saved, rule, self.slot, module=self.ledger.module)
+            out.node = Node(
+                operation, tuple(x.edge() for x in inputs), saved, rule, self.slot, module=self.ledger.module
+            )
             self.nodes.append(out.node)
         return out
 
