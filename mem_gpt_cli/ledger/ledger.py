@@ -67,6 +67,8 @@ class Ledger(TorchDispatchMode):
 
     def mark(self, component: str, tensors: Iterable[torch.Tensor | None]) -> None:
         """The tensors' storages belong to a component; those not seen yet are born now."""
+        if self._paused:
+            return
         for tensor in tensors:
             if tensor is None:
                 continue

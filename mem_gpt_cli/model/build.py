@@ -79,19 +79,36 @@ def build_on_meta(source: ModelSource, recipe: Recipe, layers: int | None = None
     config = transformers_config(source, recipe)
     if layers is not None:
         config = with_layers(config, layers)
-    options: dict[str, Any] = {"attn_implementation": recipe.attention.backend}
+    options: dict[str, Any] = {}
     if recipe.model.experts != "auto":
         options["experts_implementation"] = EXPERTS[recipe.model.experts]
+
+    def of_attention(backend: str) -> Any:
+        return AutoModelForCausalLM.from_config(
+            config, dtype=DTYPES[recipe.model.dtype], attn_implementation=backend, **options
+        )
+
     with torch.device("meta"), no_init_weights():
         try:
-            model = AutoModelForCausalLM.from_config(config, dtype=DTYPES[recipe.model.dtype], **options)
+            model = of_attention(recipe.attention.backend)
         except ValueError as error:
-            raise UnsupportedError(f"{source.name}: {_first_line(error)}") from error
+            if recipe.attention.backend != "sdpa" or "scaled_dot_product_attention" not in str(error):
+                raise UnsupportedError(f"{source.name}: {_first_line(error)}") from error
+            model = of_attention("eager")  # what transformers itself takes for such a model; see attention_note
     model.tie_weights()  # no_init_weights leaves this out too
-    model.tie_weights()
     if recipe.checkpointing.policy == "full":
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return model  # type: ignore[no-any-return]
+
+
+def attention_note(model: torch.nn.Module, recipe: Recipe) -> tuple[str, ...]:
+    """What to tell of a model that cannot run the attention of the recipe and runs another; mostly nothing."""
+    runs = getattr(model.config, "_attn_implementation", None)
+    if runs in (None, recipe.attention.backend):
+        return ()
+    return (
+        f"{type(model).__name__} has no {recipe.attention.backend} attention in transformers: {runs} runs instead",
+    )
 
 
 def materialise(model: torch.nn.Module, device: torch.device) -> None:

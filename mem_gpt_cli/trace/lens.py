@@ -12,7 +12,7 @@ import torch
 
 from mem_gpt_cli.ledger import EventLog
 from mem_gpt_cli.model import ModelSource, resolve
-from mem_gpt_cli.model.build import build_on_meta
+from mem_gpt_cli.model.build import attention_note, build_on_meta
 from mem_gpt_cli.recipe import refuse_unavailable, resolved
 from mem_gpt_cli.recipe.schema import Recipe
 from mem_gpt_cli.report import COMPONENTS, PHASES, DeviceSummary, MemoryReport, ModelSummary, Phase
@@ -80,6 +80,7 @@ def trace(recipe: Recipe, *, full_depth: bool = False, events: Path | None = Non
         dry = dry_run(source, recipe, whole, plan, every_step=full_depth or events is not None)
     if events is not None and dry.log is not None:
         write_events(dry.log, events, resolved(recipe))
+    dry.warnings.extend(attention_note(whole, recipe))
     return report(recipe, summary, dry)
 
 

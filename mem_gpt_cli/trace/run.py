@@ -15,7 +15,7 @@ from mem_gpt_cli.trace.faithful import like_the_real_run
 from mem_gpt_cli.trace.kernels import CpuKernels
 from mem_gpt_cli.workload import Inference, workload_of
 
-RECORDED_STEPS = 2
+RECORDED_STEPS = 1
 """Decode steps recorded at either end of a shortened generation."""
 
 
