@@ -134,6 +134,9 @@ def test_a_bug_is_called_one_and_shows_its_traceback_only_when_asked(
         (["estimate", "no-such-recipe"], "neither a file nor a shipped recipe"),
         (["estimate", "--model", "gtp2"], "did you mean gpt2"),
         (["estimate", "--full-depth"], "--trace"),
+        (["estimate", "--plot", "x.png"], "--curve"),
+        (["estimate", "--curve", "seq", "--trace"], "closed form"),
+        (["estimate", "--curve", "seq", "--plot", "x.txt"], ".png"),
         (["estimate", "--budget", "24G"], "24GiB"),
     ],
 )
@@ -244,6 +247,45 @@ def test_a_budget_below_the_peak_shows_the_table_and_fails_the_gate() -> None:
     assert "does not fit" in done.stderr
     assert "100 MiB" in done.stderr
     assert memgpt("estimate", "--model", "gpt2", "--budget", "100GiB").returncode == 0
+
+
+def test_a_trace_stands_beside_the_formula_and_json_is_the_traces() -> None:
+    shown = memgpt("estimate", "tiny-generate", "--trace", COLUMNS="80")
+    assert shown.returncode == 0
+    headings = next(
+        line for line in shown.stdout.splitlines() if line.split()[:2] == ["(formula)", "(trace)"]
+    )
+    assert "(trace - formula)" in headings
+    assert "…" not in shown.stdout
+    report = from_dict(json.loads(memgpt("estimate", "tiny-generate", "--trace", "--json").stdout))
+    assert report.lens == "trace"
+
+
+def test_a_curve_has_a_point_a_doubling_in_the_table_and_in_json(tmp_path: Path) -> None:
+    picture = tmp_path / "curve.svg"
+    arguments = ("estimate", "--model", "gpt2", "--attention", "eager", "--curve", "seq")
+    shown = memgpt(*arguments, "--plot", str(picture), COLUMNS="80")
+    assert "quadratically" in next(line for line in shown.stdout.splitlines() if "attention scores" in line)
+    assert picture.read_text().startswith("<?xml")
+    points = json.loads(memgpt(*arguments, "--json").stdout)["points"]
+    assert [point["value"] for point in points] == [128 * 2**power for power in range(7)]
+    assert all(from_dict(point["report"]).lens == "estimate" for point in points)
+
+
+def test_profile_sets_measured_beside_predicted(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    small = ("tiny-generate", "--set", "workload.prompt_tokens=8", "--set", "workload.new_tokens=3")
+    shown = memgpt("profile", *small, "--csv", str(path), COLUMNS="80")
+    assert shown.returncode == 0, shown.stderr
+    lines = shown.stdout.splitlines()
+    assert any(line.split()[:3] == ["(formula)", "(trace)", "measured"] for line in lines)
+    assert any(line.startswith("decode") and " ms" in line for line in lines)
+    assert "…" not in shown.stdout
+    assert "\x1b" not in shown.stderr, "no live bar where stderr is no terminal"
+    assert path.read_text().splitlines()[1].startswith("1,profile,ok,memgpt-tiny,")
+    report = from_dict(json.loads(memgpt("profile", *small, "--json").stdout))
+    assert report.lens == "profile"
+    assert report.speed is not None
 
 
 GPT2_XL = ("estimate", "--model", "gpt2-xl", "--seq", "1024", "--task", "training")

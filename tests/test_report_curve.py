@@ -13,8 +13,9 @@ from report_samples import GIB, inference, phase
 from rich.console import Console
 
 from mem_gpt_cli.errors import MissingExtraError, UsageError
-from mem_gpt_cli.report import MemoryReport
+from mem_gpt_cli.report import COMPONENTS, MemoryReport
 from mem_gpt_cli.report.curve import BAR_WIDTH, GLYPHS, draw, growth, growth_of
+from mem_gpt_cli.report.table import words
 
 LENGTHS = (128, 256, 512, 1024, 2048)
 
@@ -32,12 +33,18 @@ def points() -> dict[int, MemoryReport]:
 
 def rendered(width: int = 80) -> list[str]:
     console = Console(file=io.StringIO(), width=width, height=25)
-    console.print(growth("seq", points()))
+    heights = {
+        (phase.name, words(name)): [report.phases[0].components[name] for report in points().values()]
+        for phase in points()[128].phases
+        for name in COMPONENTS
+    }
+    console.print(growth("seq", points(), heights))
     return console.file.getvalue().splitlines()  # type: ignore[attr-defined, no-any-return]
 
 
 def test_the_longest_bar_fills_its_column_and_the_others_are_in_proportion() -> None:
-    bars = [sum(line.count(glyph) for glyph in GLYPHS.values()) for line in rendered() if "prefill" in line]
+    lines = [line for line in rendered() if "█" in line and "prefill" in line]
+    bars = [sum(line.count(glyph) for glyph in GLYPHS.values()) for line in lines]
     peaks = [report.allocated_bytes for report in points().values()]
     assert len(bars) == len(LENGTHS)
     assert bars == [round(BAR_WIDTH * peak / max(peaks)) for peak in peaks]
@@ -45,11 +52,13 @@ def test_the_longest_bar_fills_its_column_and_the_others_are_in_proportion() -> 
 
 def test_each_component_is_said_to_grow_as_it_does() -> None:
     lines = rendered()
-    start = next(number for number, line in enumerate(lines) if line.startswith("highest in any phase"))
-    grown = {line.split("  ")[0]: line for line in lines[start:]}
+    start = next(number for number, line in enumerate(lines) if line.startswith("highest in each phase"))
+    grown = {line.strip().split("  ")[0]: line for line in lines[start:]}
     assert "not at all" in grown["weights"]
     assert "linearly (n^1.00)" in grown["KV cache"]
     assert "quadratically (n^2.00)" in grown["activations"]
+    assert "prefill" in grown
+    assert "logits" not in grown, "what holds nothing has no row"
 
 
 def test_80_columns_hold_it() -> None:

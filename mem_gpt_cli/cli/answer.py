@@ -30,8 +30,10 @@ def give(request: Request, report: MemoryReport, tables: Callable[[], Iterable[R
         console.warn(warning)
 
 
-def give_curve(request: Request, axis: str, points: Mapping[int, MemoryReport]) -> None:
-    """Answer with one report for each value of ``axis``; a warning that several share is given once."""
+def give_curve(
+    request: Request, axis: str, points: Mapping[int, MemoryReport], table: Callable[[], RenderableType]
+) -> None:
+    """Answer with one report for each value of ``axis``; the warnings are those of the last, the largest."""
     _append(request, points.values())
     if request.json:
         import json
@@ -41,10 +43,8 @@ def give_curve(request: Request, axis: str, points: Mapping[int, MemoryReport]) 
         found = [{"value": value, "report": to_dict(report)} for value, report in points.items()]
         print(json.dumps({"axis": axis, "points": found}, indent=2, ensure_ascii=False))
     else:
-        from mem_gpt_cli.report.curve import growth
-
-        _print([growth(axis, points)])
-    for warning in dict.fromkeys(warning for report in points.values() for warning in report.warnings):
+        _print([table()])
+    for warning in list(points.values())[-1].warnings:
         console.warn(warning)
 
 

@@ -12,12 +12,12 @@ from mem_gpt_cli.cli.options import Request, takes_recipe
 from mem_gpt_cli.errors import UnsupportedError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from rich.console import RenderableType
 
     from mem_gpt_cli.recipe.schema import Recipe
-    from mem_gpt_cli.report.model import MemoryReport
+
+POINTS_OF_A_PICTURE = 48
+"""Enough for a parabola to look like one; the table's few points double from one to the next."""
 
 
 @takes_recipe
@@ -97,11 +97,19 @@ def _show_trace(request: Request, recipe: Recipe, full_depth: bool, events: Path
 
 
 def _show_curve(request: Request, recipe: Recipe, axis: Literal["seq", "batch"], plot: Path | None) -> None:
-    from mem_gpt_cli.estimate import curve as by_formula
+    from mem_gpt_cli.estimate.curve import curve, part_heights
 
-    points: Mapping[int, MemoryReport] = by_formula(recipe, axis)
+    points = curve(recipe, axis)
+
+    def table() -> RenderableType:
+        from mem_gpt_cli.report.curve import growth
+
+        return growth(axis, points, part_heights(points))
+
     if plot:
         from mem_gpt_cli.report.curve import draw
 
-        draw(axis, points, plot)
-    answer.give_curve(request, axis, points)
+        values = list(points)
+        even = range(values[0], values[-1], max(1, (values[-1] - values[0]) // POINTS_OF_A_PICTURE))
+        draw(axis, curve(recipe, axis, [*even, values[-1]]), plot)
+    answer.give_curve(request, axis, points, table)

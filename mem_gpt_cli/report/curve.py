@@ -21,12 +21,18 @@ if TYPE_CHECKING:
 GLYPHS: Mapping[str, str] = dict(zip(COMPONENTS, "█▓▒░▚▞▪·", strict=True))
 """One for each component, so that the bars can be read without color."""
 
+Heights = Mapping[tuple[str, str], Sequence[int]]
 BAR_WIDTH = 46
+LEAST_SHARE = 0.0005
+"""Parts that hold less of their phase at the curve's end are left out of its table."""
 PICTURES = (".png", ".svg", ".pdf")
 
 
-def growth(axis: str, points: Mapping[int, MemoryReport]) -> RenderableType:
-    """Bars of the peak at each value of ``axis``, and how fast each component grows."""
+def growth(axis: str, points: Mapping[int, MemoryReport], heights: Heights) -> RenderableType:
+    """Bars of the peak at each value of ``axis``, and how fast each part of each phase grows.
+
+    ``heights`` holds, by phase and part, the most bytes that the part held at each of the values.
+    """
     reports = list(points.values())
     names = [name for name in COMPONENTS if any(report.peak.components.get(name, 0) for report in reports)]
     highest = max(report.allocated_bytes for report in reports)
@@ -43,7 +49,9 @@ def growth(axis: str, points: Mapping[int, MemoryReport]) -> RenderableType:
             words(report.peak.name),
         )
     legend = _legend(names)
-    return Group(title(reports[-1], sizes=False), table, legend, Text(""), _growth_table(axis, points))
+    return Group(
+        title(reports[-1], sizes=False), table, legend, Text(""), _growth_table(axis, points, heights)
+    )
 
 
 def _legend(names: Sequence[str]) -> Text:
@@ -62,24 +70,22 @@ def _stack(report: MemoryReport, names: Sequence[str], highest: int) -> Text:
     return bar
 
 
-def _growth_table(axis: str, points: Mapping[int, MemoryReport]) -> RenderableType:
+def _growth_table(axis: str, points: Mapping[int, MemoryReport], heights: Heights) -> RenderableType:
     values = list(points)
     table = plain_table()
-    table.add_column("highest in any phase", no_wrap=True)
+    table.add_column("highest in each phase", no_wrap=True)
     for value in (values[0], values[-1]):
         table.add_column(f"at {axis} {value:,}", justify="right", no_wrap=True)
     table.add_column("grows", no_wrap=True)
-    for name in COMPONENTS:
-        heights = [_highest(report, name) for report in points.values()]
-        if any(heights):
-            table.add_row(
-                label(name), render_bytes(heights[0]), render_bytes(heights[-1]), growth_of(values, heights)
-            )
+    for phase in dict.fromkeys(phase for phase, _ in heights):
+        parts = {part: counts for (name, part), counts in heights.items() if name == phase}
+        least = LEAST_SHARE * sum(counts[-1] for counts in parts.values())
+        table.add_row(Text(words(phase), style="bold"))
+        for part, counts in sorted(parts.items(), key=lambda item: -item[1][-1]):
+            if counts[-1] > least:
+                first, last = render_bytes(counts[0]), render_bytes(counts[-1])
+                table.add_row(f"  {part}", first, last, growth_of(values, counts))
     return table
-
-
-def _highest(report: MemoryReport, name: str) -> int:
-    return max(phase.components.get(name, 0) for phase in report.phases)
 
 
 def growth_of(values: Sequence[int], heights: Sequence[int]) -> str:
