@@ -12,6 +12,7 @@ from unittest import mock
 import torch
 
 from mem_gpt_cli.errors import EnvironmentUnavailableError
+from mem_gpt_cli.model.safetensors_file import read_header, read_tensors
 from mem_gpt_cli.model.source import ModelSource
 from mem_gpt_cli.recipe.schema import Recipe
 
@@ -42,7 +43,7 @@ def load_weights(model: torch.nn.Module, source: ModelSource) -> None:
     assert source.folder is not None, "weights_are_local without a folder"
     names = _names_in(source.folder)
     if names and set(_canonical(own)) <= set(names):
-        _copy(own, _from_safetensors(source.folder, names), source.where)
+        _copy(own, _from_safetensors(names), source.where)
     else:
         _copy(own, _from_transformers(source.folder, model), source.where)
 
@@ -83,31 +84,17 @@ def _copy(own: Mapping[str, torch.Tensor], stored: Iterator[tuple[str, torch.Ten
 
 def _names_in(folder: Path) -> dict[str, Path]:
     """The tensors of a folder's safetensors files, each with its file; empty where there are none."""
-    from safetensors import safe_open
-
     if (folder / _INDEX).is_file():
         index = json.loads((folder / _INDEX).read_text())
         return {name: folder / file for name, file in index["weight_map"].items()}
-    single = folder / _SINGLE
-    if not single.is_file():
-        return {}
-    with safe_open(single, framework="pt") as file:
-        return dict.fromkeys(file.keys(), single)
+    files = [folder / _SINGLE] if (folder / _SINGLE).is_file() else []
+    return {name: file for file in files for name in read_header(file)}
 
 
-def _from_safetensors(folder: Path, names: Mapping[str, Path]) -> Iterator[tuple[str, torch.Tensor]]:
-    """Each stored tensor, memory-mapped, for as long as it takes to copy it."""
-    from safetensors import SafetensorError, safe_open
-
+def _from_safetensors(names: Mapping[str, Path]) -> Iterator[tuple[str, torch.Tensor]]:
+    """Each stored tensor for as long as it takes to copy it."""
     for path in sorted(set(names.values())):
-        try:
-            with safe_open(path, framework="pt") as file:
-                for name in file.keys():  # noqa: SIM118  (safe_open is no mapping)
-                    yield name, file.get_tensor(name)
-        except (OSError, SafetensorError) as error:
-            raise EnvironmentUnavailableError(
-                f"{path} cannot be read ({error}): fetch {folder.name} again, or use model.weights=random"
-            ) from error
+        yield from read_tensors(path)
 
 
 def _from_gguf(path: Path, model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:

@@ -9,8 +9,9 @@ if TYPE_CHECKING:
     from mem_gpt_cli.profile.progress import Progress
     from mem_gpt_cli.recipe.schema import Recipe
     from mem_gpt_cli.report.model import MemoryReport
+    from mem_gpt_cli.report.per_token import PerToken
 
-__all__ = ["profile"]
+__all__ = ["per_token", "profile"]
 
 
 def profile(
@@ -39,3 +40,15 @@ def profile(
     from mem_gpt_cli.profile.lens import profile as run
 
     return run(recipe, passes=passes, progress=progress, timeline=timeline)
+
+
+def per_token(recipe: Recipe, *, progress: Progress | None = None) -> PerToken:
+    """Measure what each new token of a generation adds, with a key-value cache and without.
+
+    Raises:
+        UsageError: for a training recipe.
+        EnvironmentUnavailableError: if the device or the weights are not there.
+    """
+    from mem_gpt_cli.profile.per_token import per_token as run
+
+    return run(recipe, progress=progress)

@@ -29,12 +29,17 @@ class TimedLog(EventLog):
     def __init__(self) -> None:
         super().__init__()
         self.operation_time_ns: list[int] = []
+        self.span_end_ns: list[int] = []
         self.live_bytes = 0
 
     def operate(self, name: str, module: str) -> None:
         """Name the operation that the following events belong to: it has just returned."""
         self.operation_time_ns.append(time.time_ns())
         super().operate(name, module)
+
+    def leave(self) -> None:
+        """The span is over; what follows until the next one still counts to it."""
+        self.span_end_ns.append(time.time_ns())
 
     def _append(self, storage: int, sign: int) -> None:
         self.live_bytes += sign * self.storage_bytes[storage]
@@ -65,18 +70,18 @@ class InnerBuffer(NamedTuple):
 
     operation: str
     largest_bytes: int
-    count: int
+    calls: int
 
 
 @dataclass(frozen=True)
 class Account:
-    """Memory over time: ``live[e]`` bytes after event ``e``, of which ``by_component[e, c]`` in component ``c``.
+    """Memory over time: ``live[e]`` bytes after event ``e``, ``by_component[e, c]`` of them in component c.
 
-    ``storage_free`` counts the allocations that no storage explains; ``foreign_bytes`` are storages that the
-    allocator never handed out (memory-mapped files, memory of another library).
+    ``operation[e]`` and ``span[e]`` index the log's. ``foreign_bytes`` are storages that outlive the load and
+    that the allocator never handed out: memory-mapped files, memory of another library.
     """
 
-    log: EventLog
+    log: TimedLog
     time_ns: Int64
     live: Int64
     by_component: Int64
@@ -94,20 +99,30 @@ class Account:
             event=event,
         )
 
+    def at_span_ends(self) -> Int64:
+        """The last event of each span before it was left."""
+        ends = np.searchsorted(self.time_ns, np.asarray(self.log.span_end_ns), side="right") - 1
+        return np.asarray(ends, dtype=np.int64)
+
+    def span_peaks(self) -> list[Moment]:
+        """The highest moment of each span, the first of equals."""
+        events = [np.flatnonzero(self.span == span) for span in range(len(self.log.spans))]
+        return [self.moment(int(inside[self.live[inside].argmax()])) for inside in events]
+
     def peaks(self) -> dict[str, Moment]:
         """The highest moment of each phase over all its spans, the first of equals."""
-        phase_of_span = np.asarray([span.phase for span in self.log.spans])
-        phase = phase_of_span[self.span]
         found: dict[str, Moment] = {}
-        for name in dict.fromkeys(phase_of_span):
-            events = np.flatnonzero(phase == name)
-            found[str(name)] = self.moment(int(events[self.live[events].argmax()]))
+        for span, moment in zip(self.log.spans, self.span_peaks(), strict=True):
+            highest = found.setdefault(span.phase, moment)
+            if moment.allocated_bytes > highest.allocated_bytes:
+                found[span.phase] = moment
         return found
 
 
 def account_of(log: TimedLog, sightings: list[Sighting], trace: AllocatorTrace) -> Account:
     """Explain the allocator's events by the ledger's storages."""
     events = np.asarray(trace.events, dtype=np.int64).reshape(-1, 3)
+    events = events[events[:, 0] <= log.span_end_ns[-1]]  # the clearing away is no part of the workload
     allocation = _allocation_of_each_event(events)
     born = np.flatnonzero(events[:, 2] > 0)
     storage, foreign = _match(log, sightings, events[born])
@@ -150,17 +165,20 @@ def _allocation_of_each_event(events: Int64) -> Int64:
 
 
 def _match(log: EventLog, sightings: list[Sighting], allocations: Int64) -> tuple[Int64, int]:
-    """The storage of each allocation, -1 where none is known, and the bytes of storages without one."""
+    """Each allocation's storage, -1 where none is known, and the bytes of lasting storages without one."""
     storage = np.full(len(allocations), -1, dtype=np.int64)
     by_address: dict[int, list[int]] = defaultdict(list)
     for number, address in enumerate(allocations[:, 1].tolist()):
         by_address[address].append(number)
+    storages, signs, operations = log.arrays()
+    loading = np.asarray([operation.span == 0 for operation in log.operations])
+    gone = set(storages[(signs < 0) & loading[operations]].tolist())
     foreign = 0
     for sighting in sightings:
         numbers = np.asarray(by_address.get(sighting.address, ()), dtype=np.int64)
         at = int(np.searchsorted(allocations[numbers, 0], sighting.time_ns, side="right")) - 1
         if at < 0:
-            foreign += log.storage_bytes[sighting.storage]
+            foreign += 0 if sighting.storage in gone else log.storage_bytes[sighting.storage]
         else:
             storage[numbers[at]] = sighting.storage
     return storage, foreign

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +13,7 @@ import torch
 from mem_gpt_cli.ledger import Moment
 from mem_gpt_cli.model import resolve
 from mem_gpt_cli.model.build import build_on_meta
+from mem_gpt_cli.model.facts import summarise, vocabulary
 from mem_gpt_cli.profile.account import Account
 from mem_gpt_cli.profile.device import find_device
 from mem_gpt_cli.profile.memory import recorded_run
@@ -19,58 +21,74 @@ from mem_gpt_cli.profile.positions import refuse_beyond_positions
 from mem_gpt_cli.profile.progress import Progress, Ticker
 from mem_gpt_cli.profile.run import Job
 from mem_gpt_cli.profile.speed import CleanRun, clean_run
+from mem_gpt_cli.profile.timeline import timeline_of
 from mem_gpt_cli.recipe import refuse_unavailable, resolved
 from mem_gpt_cli.recipe.schema import Recipe
-from mem_gpt_cli.report import PHASES, MemoryReport, ModelSummary, Phase
+from mem_gpt_cli.report import PHASES, MemoryReport, Phase
 from mem_gpt_cli.report.model import Provenance
+from mem_gpt_cli.report.timeline import check, write
 from mem_gpt_cli.workload.threads import intra_op_threads
 
+Passes = Literal["both", "memory"]
 LISTED_BUFFERS = 10
 """Operators whose kernels' inner buffers the report lists."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What the passes over one job found."""
+
+    clean: CleanRun | None
+    account: Account
+    threads: int
 
 
 def profile(
     recipe: Recipe,
     *,
-    passes: Literal["both", "memory"] = "both",
+    passes: Passes = "both",
     progress: Progress | None = None,
     timeline: Path | None = None,
 ) -> MemoryReport:
     """Measure; see ``mem_gpt_cli.profile.profile``."""
+    if timeline is not None:
+        check(timeline)
+    job = prepare(recipe)
+    measured = passes_over(job, Ticker(progress, job.steps * (2 if passes == "both" else 1)), passes)
+    if timeline is not None:
+        write(timeline_of(measured.account, _title(job)), timeline)
+    return report(job, measured)
+
+
+def prepare(recipe: Recipe) -> Job:
+    """Everything that can be refused before the run; raises as ``mem_gpt_cli.profile.profile``."""
     refuse_unavailable(recipe, "profile")
     device = find_device(recipe.device)
     source = resolve(recipe.model)
     meta = build_on_meta(source, recipe)
     refuse_beyond_positions(source, recipe, meta)
-    job = Job(recipe, source, device, vocabulary=int(meta.config.get_text_config().vocab_size))
-    summary = ModelSummary(
-        name=source.name,
-        architecture=type(meta).__name__,
-        parameters=sum(p.numel() for p in meta.parameters()),
-        layers=getattr(meta.config.get_text_config(), "num_hidden_layers", None),
-        source=source.source,
-    )
-    ticker = Ticker(progress, job.steps * (2 if passes == "both" else 1))
-    with intra_op_threads(recipe.device.threads):
-        clean = clean_run(job, ticker) if passes == "both" or device.is_cuda else None
+    return Job(recipe, source, device, vocabulary(meta), summarise(source, meta))
+
+
+def passes_over(job: Job, ticker: Ticker, passes: Passes) -> Measured:
+    """Run the workload bare, then recorded; on a GPU the bare run is where the peaks are from."""
+    with intra_op_threads(job.recipe.device.threads):
+        clean = clean_run(job, ticker) if passes == "both" or job.device.is_cuda else None
         gc.collect()
-        device.release()
-        account = recorded_run(job, ticker)
-        threads = torch.get_num_threads()
-    return report(job, summary, clean, account, threads)
+        job.device.release()
+        return Measured(clean, recorded_run(job, ticker), torch.get_num_threads())
 
 
-def report(
-    job: Job, model: ModelSummary, clean: CleanRun | None, account: Account, threads: int
-) -> MemoryReport:
+def report(job: Job, measured: Measured) -> MemoryReport:
     """The report of the passes; what the clean pass would have measured is ``None`` without it."""
+    clean, account = measured.clean, measured.account
     peaks = account.peaks()
     phases = tuple(_phase(name, peaks[name], clean) for name in PHASES[job.recipe.task] if name in peaks)
     return MemoryReport(
         lens="profile",
         task=job.recipe.task,
         recipe=resolved(job.recipe),
-        model=model,
+        model=job.model,
         device=job.device.summary,
         phases=phases,
         provenance=_provenance(clean),
@@ -82,9 +100,18 @@ def report(
         details={
             "allocator_events": len(account.time_ns),
             "inner_buffers": [buffer._asdict() for buffer in account.inner[:LISTED_BUFFERS]],
-            "threads": threads,
+            "threads": measured.threads,
         },
     )
+
+
+def _title(job: Job) -> str:
+    recipe, lengths = job.recipe, job.recipe.lengths
+    sizes = f"batch {recipe.workload.batch}, {lengths.seq} tokens"
+    if recipe.task == "inference":
+        sizes = f"batch {recipe.workload.batch}, {lengths.prompt} prompt and {lengths.new} new tokens"
+    device = job.device.summary.type
+    return f"{job.source.name}, {recipe.task}, {recipe.model.dtype}, {sizes}: measured on {device}"
 
 
 def _phase(name: str, peak: Moment, clean: CleanRun | None) -> Phase:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy as np
 
 from mem_gpt_cli.ledger import Ledger
@@ -11,27 +14,39 @@ from mem_gpt_cli.profile.progress import Ticker, Ticking
 from mem_gpt_cli.profile.run import Job, run
 
 
+class TimedLedger(Ledger):  # type: ignore[no-untyped-call]
+    """A ledger that knows when, and where in the device's memory."""
+
+    def __init__(self, vocabulary: int) -> None:
+        self.sightings = Sightings()
+        super().__init__(logits_width=vocabulary, on_birth=self.sightings)
+        self.log: TimedLog = TimedLog()
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """A phase of the report, and the time when it is left."""
+        with super().phase(name):
+            yield
+        self.log.leave()
+
+
 def recorded_run(job: Job, ticker: Ticker) -> Account:
     """Run the workload and account for every byte that the device's allocator hands out.
 
     On a GPU the events are the ledger's: kernels' inner buffers are in its allocator's peak alone.
     """
+    ledger = TimedLedger(job.vocabulary)
     if job.device.is_cuda:
-        log, _ = _run_under_ledger(job, ticker)
-        return _of_ledger(log)
+        _run_under(ledger, job, ticker)
+        return _of_ledger(ledger.log)
     with record_allocator() as trace:
-        log, sightings = _run_under_ledger(job, ticker)
-    return account_of(log, sightings.seen, trace)
+        _run_under(ledger, job, ticker)
+    return account_of(ledger.log, ledger.sightings.seen, trace)
 
 
-def _run_under_ledger(job: Job, ticker: Ticker) -> tuple[TimedLog, Sightings]:
-    sightings = Sightings()
-    ledger = Ledger(logits_width=job.vocabulary, on_birth=sightings)
-    log = TimedLog()
-    ledger.log = log
+def _run_under(ledger: TimedLedger, job: Job, ticker: Ticker) -> None:
     with ledger:
-        run(job, Ticking(ledger, ticker, lambda: log.live_bytes), built=ledger.modules.name)
-    return log, sightings
+        run(job, Ticking(ledger, ticker, lambda: ledger.log.live_bytes), built=ledger.modules.name)
 
 
 def _of_ledger(log: TimedLog) -> Account:

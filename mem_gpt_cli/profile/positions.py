@@ -6,6 +6,7 @@ import torch
 
 from mem_gpt_cli.errors import UnsupportedError, UsageError
 from mem_gpt_cli.model import ModelSource
+from mem_gpt_cli.model.facts import decoder_config
 from mem_gpt_cli.recipe.schema import Recipe
 
 _TABLES = ("wpe", "embed_positions", "position_embeddings")
@@ -46,5 +47,5 @@ def _table_rows(model: torch.nn.Module) -> int | None:
     if not has_table:
         return None
     # Some tables (OPT's) begin with rows that no position uses, so the config says it, not the table.
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)  # type: ignore[operator, union-attr]
+    limit = getattr(decoder_config(model), "max_position_embeddings", None)
     return None if limit is None else int(limit)

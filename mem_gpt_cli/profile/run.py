@@ -11,6 +11,7 @@ from mem_gpt_cli.model import ModelSource
 from mem_gpt_cli.model.build import build
 from mem_gpt_cli.profile.device import Device
 from mem_gpt_cli.recipe.schema import Recipe
+from mem_gpt_cli.report import ModelSummary
 from mem_gpt_cli.workload import Inference, Observer, workload_of
 from mem_gpt_cli.workload.autocast import autocast
 
@@ -25,6 +26,7 @@ class Job:
     source: ModelSource
     device: Device
     vocabulary: int
+    model: ModelSummary
 
     @property
     def steps(self) -> int:

@@ -69,7 +69,7 @@ class Timeline:
         return total
 
     def stacked(self) -> list[tuple[str, Int64]]:
-        """The components that ever hold anything, each with its bytes, from the bottom of a stack to its top."""
+        """The components that ever hold anything, each with its bytes, from the bottom to the top."""
         columns = [(name, self.by_component[:, COMPONENTS.index(name)]) for name in STACK]
         return [(name, column) for name, column in columns if column.any()]
 

@@ -8,7 +8,15 @@ from typing import Any
 from mem_gpt_cli.report.palette import COLORS
 from mem_gpt_cli.report.sizes import render_bytes
 from mem_gpt_cli.report.timeline import Timeline, thinned
-from mem_gpt_cli.report.timeline_picture import FAINT, INK, byte_unit, peak_label, phase_label
+from mem_gpt_cli.report.timeline_picture import (
+    FAINT,
+    INK,
+    NAMELESS,
+    NARROW,
+    byte_unit,
+    peak_label,
+    phase_label,
+)
 
 BUCKETS = 2000
 
@@ -22,7 +30,7 @@ def write_page(timeline: Timeline, path: Path) -> None:
     page = _figure(timeline).to_html(
         include_plotlyjs=True,
         full_html=True,
-        default_height="96vh",
+        default_height="94vh",
         config={"displaylogo": False, "responsive": True, "scrollZoom": True},
     )
     path.write_text(page, encoding="utf-8")
@@ -74,6 +82,7 @@ def _total(figure: Any, shown: Timeline, divisor: int) -> None:
 
 
 def _phases(figure: Any, timeline: Timeline) -> None:
+    whole = timeline.stretches[-1].end - timeline.stretches[0].begin
     for number, stretch in enumerate(timeline.stretches):
         figure.add_vrect(
             x0=stretch.begin,
@@ -85,12 +94,17 @@ def _phases(figure: Any, timeline: Timeline) -> None:
         )
         if number:
             figure.add_vline(x=stretch.begin, line={"width": 1, "dash": "dot", "color": FAINT})
+        share = (stretch.end - stretch.begin) / whole
+        if share < NAMELESS:
+            continue
         figure.add_annotation(
             x=(stretch.begin + stretch.end) / 2,
             y=1.0,
             yref="paper",
             yanchor="bottom",
             text=phase_label(stretch),
+            textangle=-35 if share < NARROW else 0,
+            xanchor="left" if share < NARROW else "center",
             showarrow=False,
             font={"size": 12, "color": INK},
         )
@@ -123,7 +137,7 @@ def _layout(figure: Any, timeline: Timeline, unit: str) -> None:
         template="plotly_white",
         hovermode="x unified",
         legend={"traceorder": "reversed"},
-        margin={"l": 70, "r": 20, "t": 90, "b": 60},
+        margin={"l": 70, "r": 20, "t": 110, "b": 60},
     )
     figure.update_xaxes(
         title="seconds (recorded run)" if timeline.axis == "seconds" else "allocations and releases",

@@ -12,8 +12,10 @@ from mem_gpt_cli.report.timeline import Peak, Stretch, Timeline, thinned
 BUCKETS = 1600
 INK = "#1F2933"
 FAINT = "#7B8794"
-NARROW = 0.045
+NARROW = 0.055
 """Share of the axis below which a phase's name does not fit into its stretch."""
+NAMELESS = 0.012
+"""Share of the axis below which the names of neighbours would run into each other."""
 
 
 def write_picture(timeline: Timeline, path: Path) -> None:
@@ -66,7 +68,10 @@ def _phases(axes: Any, timeline: Timeline) -> None:
             axes.axvspan(stretch.begin, stretch.end, color=INK, alpha=0.05, linewidth=0, zorder=0)
         if number:
             axes.axvline(stretch.begin, color=INK, linewidth=0.8, linestyle=(0, (1, 2)), alpha=0.6)
-        narrow = stretch.end - stretch.begin < NARROW * whole
+        share = (stretch.end - stretch.begin) / whole
+        if share < NAMELESS:
+            continue
+        narrow = share < NARROW
         axes.text(
             (stretch.begin + stretch.end) / 2,
             1.015,

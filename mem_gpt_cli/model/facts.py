@@ -1,0 +1,32 @@
+"""What a report says of a torch model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from mem_gpt_cli.model.source import ModelSource
+from mem_gpt_cli.report import ModelSummary
+
+
+def decoder_config(model: torch.nn.Module) -> Any:
+    """The config of the decoder: of the whole model, or of the language part of one that sees images too."""
+    config: Any = model.config
+    return config.get_text_config()
+
+
+def vocabulary(model: torch.nn.Module) -> int:
+    """The number of token ids that the model takes."""
+    return int(decoder_config(model).vocab_size)
+
+
+def summarise(source: ModelSource, model: torch.nn.Module) -> ModelSummary:
+    """The model's name and size; tied weights count once."""
+    return ModelSummary(
+        name=source.name,
+        architecture=type(model).__name__,
+        parameters=sum(p.numel() for p in model.parameters()),
+        layers=getattr(decoder_config(model), "num_hidden_layers", None),
+        source=source.source,
+    )
