@@ -1,4 +1,4 @@
-"""An ``Architecture`` against the transformers model of the same config: names, shapes, kinds, bytes, windows."""
+"""An ``Architecture`` against transformers' model of its config: names, shapes, kinds, bytes, windows."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DEEPEST = 8
 
 
 def cut(entry: Entry) -> dict[str, Any]:
-    """The entry's config, not deeper than needed to build it fast; the deeper it is, the more it is the same."""
+    """The entry's config, no deeper than its patterns of layers need, so that it is built fast."""
     family = find_family(entry.config["model_type"])
     assert family is not None
     key = family.aliases.get("num_hidden_layers", "num_hidden_layers")

@@ -58,4 +58,9 @@ def read_architecture(config: Mapping[str, Any], where: str) -> Architecture:
             f"{where}: the closed form does not know the model type {model_type!r}; "
             "add --trace to run its real code on fake tensors instead"
         )
-    return family.read(family.settings(config, where))
+    settings = family.settings(config, where)
+    architecture = family.read(settings)
+    padding = settings.get("pad_token_id")
+    if isinstance(padding, int) and padding >= architecture.vocab:
+        raise settings.refuse("pad_token_id", f"a token below 'vocab_size' ({architecture.vocab}), or null")
+    return architecture
