@@ -45,6 +45,14 @@ def mask_bytes(batch: int, queries: int, keys: int, item: int = BOOL) -> int:
     return batch * queries * keys * item
 
 
+def flash_scratch_bytes(threads: int, queries: int, keys: int, width: int) -> int:
+    """What the fused CPU kernel takes for itself: for each thread a block of scores in fp32, its rows' maxima
+    and sums, and a block of the output (ATen/native/cpu/FlashAttentionKernel.cpp, ``cpu_flash_attention``).
+    """
+    rows = min(queries, 256 if queries >= 768 else 64 if queries >= 192 else 32)
+    return threads * 4 * (rows * min(512, keys) + 2 * rows + rows * width)
+
+
 def needs_mask(backend: str, queries: int, keys: int, window: int | None) -> bool:
     """Whether transformers makes a mask for this layer (``masking_utils._ignore_causal_mask_sdpa``).
 

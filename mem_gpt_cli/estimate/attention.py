@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from mem_gpt_cli.attention import cost as attention_cost
-from mem_gpt_cli.estimate import ops
+from mem_gpt_cli.estimate import attention_ops, ops
+from mem_gpt_cli.estimate.books import ATTENTION, FP32, NORM, SCORES
 from mem_gpt_cli.estimate.cache import update_cache
 from mem_gpt_cli.estimate.forward_pass import Pass
 from mem_gpt_cli.estimate.latent import latent_projections
 from mem_gpt_cli.estimate.norms import rms_norm
 from mem_gpt_cli.estimate.rotary import rotate_both
-from mem_gpt_cli.estimate.tape import ATTENTION, FP32, NORM, SCORES, Tape, Tensor
+from mem_gpt_cli.estimate.tape import Tape, Tensor
 from mem_gpt_cli.model.architecture import Attention, Layer
 
 
@@ -24,7 +25,7 @@ def attention(run: Pass, layer: Layer, index: int, x: Tensor) -> tuple[Tensor, T
             if run.cache is not None:
                 k, v = update_cache(run, part, index, k, v)
         output, weights = attend(run, part, q, k, v)
-        output = ops.from_heads(run.tape, output)
+        output = attention_ops.from_heads(run.tape, output)
         hidden = run.architecture.hidden
         output = ops.linear(
             run.tape, output, run.weight(f"layers.{index}.o", hidden * part.heads * part.value_dim), hidden
@@ -40,7 +41,7 @@ def projections(run: Pass, layer: Layer, index: int, x: Tensor) -> tuple[Tensor,
     if part.fused_qkv:
         mixed = ops.linear(tape, x, run.weight(f"{name}.qkv", hidden * sum(widths)), sum(widths))
         parts = ops.split(tape, mixed, [run.rows * width for width in widths])
-        q, k, v = (ops.to_heads(tape, one) for one in parts)
+        q, k, v = (attention_ops.to_heads(tape, one) for one in parts)
         del mixed, parts
     else:
         norm_width = part.head_dim if part.qk_norm else None
@@ -61,7 +62,7 @@ def _projected(
     if norm_width:
         with run.inside(NORM, f"{name}_norm"):
             out = rms_norm(run, out, norm_width, f"{name}_norm")
-    return ops.to_heads(run.tape, out)
+    return attention_ops.to_heads(run.tape, out)
 
 
 def attend(run: Pass, part: Attention, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -86,7 +87,7 @@ def attend(run: Pass, part: Attention, q: Tensor, k: Tensor, v: Tensor) -> tuple
 def _repeat(run: Pass, part: Attention, x: Tensor) -> Tensor:
     """``repeat_kv``: a copy with every key-value head as often as query heads share it."""
     groups = 1 if part.kv_lora_rank is not None else part.heads // part.kv_heads
-    return x if groups == 1 else ops.repeat(run.tape, x, groups)
+    return x if groups == 1 else attention_ops.repeat(run.tape, x, groups)
 
 
 def _eager(
@@ -109,16 +110,18 @@ def _eager(
     weights = _softmaxed(run, weights, q.item)
     weights = ops.dropout(tape, weights, dropout)
     tape.slot = outer
-    return ops.matmul(tape, weights, v, run.rows * part.heads * part.value_dim, merges=merges), weights
+    return attention_ops.matmul(
+        tape, weights, v, run.rows * part.heads * part.value_dim, merges=merges
+    ), weights
 
 
 def _scaled_scores(tape: Tape, q: Tensor, k: Tensor, numel: int, merges: bool) -> Tensor:
-    return ops.pointwise(tape, "mul", ops.matmul(tape, q, k, numel, merges=merges))
+    return ops.pointwise(tape, "mul", attention_ops.matmul(tape, q, k, numel, merges=merges))
 
 
 def _softmaxed(run: Pass, scores: Tensor, item: int) -> Tensor:
     wide = FP32 if run.dialect.softmax_fp32 else scores.item
-    return ops.cast(run.tape, ops.softmax(run.tape, scores, wide), item)
+    return ops.cast(run.tape, attention_ops.softmax(run.tape, scores, wide), item)
 
 
 def _sdpa(
@@ -138,7 +141,10 @@ def _sdpa(
         q, k, v = (ops.cast(tape, x, tape.autocast) for x in (q, k, v))
     if fused:
         rows = run.rows * part.heads
-        return ops.sdpa(tape, q, k, v, rows, rows * part.value_dim, mask.storage if mask else None)
+        if run.device == "cpu":
+            scratch = attention_cost.flash_scratch_bytes(run.threads, run.tokens, keys, part.head_dim)
+            tape.scratch(scratch, "scaled_dot_product_attention")
+        return attention_ops.sdpa(tape, q, k, v, rows, rows * part.value_dim, mask.storage if mask else None)
     return _math(run, part, q, k, v, keys, mask, dropout)
 
 
@@ -160,7 +166,7 @@ def _math(
     outer, tape.slot = tape.slot, SCORES
     if mask is None and run.tokens > 1:
         mask = tape.new(run.tokens * keys, q.item, "where")
-    scores = ops.matmul(
+    scores = attention_ops.matmul(
         tape,
         q,
         ops.pointwise(tape, "mul", k),
@@ -168,13 +174,15 @@ def _math(
         merges=merges,
         casts=False,
     )
-    weights = ops.softmax(tape, scores, scores.item)
+    weights = attention_ops.softmax(tape, scores, scores.item)
     tape.scratch(weights.numel, "_safe_softmax")
     del scores
     weights = ops.dropout(tape, weights, dropout)
     returned = ops.cast(tape, weights.handle(), item)
     tape.slot = outer
-    output = ops.matmul(tape, weights, v, run.rows * part.heads * part.value_dim, merges=merges, casts=False)
+    output = attention_ops.matmul(
+        tape, weights, v, run.rows * part.heads * part.value_dim, merges=merges, casts=False
+    )
     output = ops.cast(tape, output, item)
     del returned, mask
     return output

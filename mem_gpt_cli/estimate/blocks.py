@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from mem_gpt_cli.estimate import ops
 from mem_gpt_cli.estimate.attention import attention
+from mem_gpt_cli.estimate.books import MLP
 from mem_gpt_cli.estimate.experts import mixture
 from mem_gpt_cli.estimate.feed_forward import dense_mlp
 from mem_gpt_cli.estimate.forward_pass import Pass
 from mem_gpt_cli.estimate.norms import norm
-from mem_gpt_cli.estimate.tape import MLP, Tensor
+from mem_gpt_cli.estimate.tape import Tensor
 from mem_gpt_cli.model.architecture import Layer
 
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from mem_gpt_cli.estimate import ops
+from mem_gpt_cli.estimate.books import KV_CACHE
 from mem_gpt_cli.estimate.forward_pass import CacheLayer, Pass
-from mem_gpt_cli.estimate.tape import KV_CACHE, Tensor
+from mem_gpt_cli.estimate.tape import Tensor
 from mem_gpt_cli.model.architecture import Attention
 
 
 def update_cache(run: Pass, part: Attention, index: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """Append to the layer's cache (``cache_utils.DynamicLayer``); returns what attention reads.
 
-    A sliding window keeps a view of its last ``window - 1`` tokens, whose storage is as long as what it was cut from.
+    A sliding window keeps a view of its last ``window - 1`` tokens; its storage is as long as what it was cut
+    from.
     """
     assert run.cache is not None
     held = run.cache.pop(index, None)
@@ -27,7 +29,7 @@ def update_cache(run: Pass, part: Attention, index: int, k: Tensor, v: Tensor) -
 
 
 def _appended(run: Pass, old: Tensor | None, new: Tensor, item: int) -> Tensor:
-    """The values, at least as wide as the keys: the layer's first, empty tensors both take the keys' dtype."""
+    """The values, at least as wide as the keys: a layer's first, empty tensors take the keys' dtype."""
     new = ops.cast(run.tape, new, max(item, new.item))
     return ops.concatenate(run.tape, (old, new) if old else (new,), slot=KV_CACHE)
 

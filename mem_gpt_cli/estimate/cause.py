@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mem_gpt_cli.estimate.tape import SLOTS, Moment
+from mem_gpt_cli.estimate.books import SLOTS, Moment
 from mem_gpt_cli.model.architecture import Architecture
 from mem_gpt_cli.recipe.schema import Recipe
 from mem_gpt_cli.report.model import Phase

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from mem_gpt_cli.estimate.dialect import dialect_of
 from mem_gpt_cli.quantization import cost as quantization_cost
 from mem_gpt_cli.recipe.schema import Recipe
 
@@ -17,6 +18,7 @@ def caveats(recipe: Recipe, source: ModelSource, architecture: Architecture) -> 
     """The warnings of a report by formula, in the order in which they matter."""
     return (
         *_positions(recipe, source, architecture),
+        *_attention(recipe, architecture),
         *_windows(recipe, architecture),
         *_experts(architecture),
         *_quantization(recipe, architecture),
@@ -34,7 +36,18 @@ def _positions(recipe: Recipe, source: ModelSource, architecture: Architecture) 
             "the figures are for a model with as many positions as the run has tokens"
         )
     else:
-        yield f"{source.name} was made for {limit:,} positions: {length:,} tokens run, but beyond what it learned"
+        yield (
+            f"{source.name} was made for {limit:,} positions: a run with {length:,} tokens works, "
+            "but beyond what it has learned"
+        )
+
+
+def _attention(recipe: Recipe, architecture: Architecture) -> Iterator[str]:
+    if recipe.attention.backend != "eager" and not dialect_of(architecture.model_type).sdpa:
+        yield (
+            f"transformers' {architecture.model_type} code has no {recipe.attention.backend} attention: "
+            "the figures are for eager; write attention.backend: eager to trace or run it"
+        )
 
 
 def _windows(recipe: Recipe, architecture: Architecture) -> Iterator[str]:

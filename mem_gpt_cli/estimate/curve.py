@@ -24,8 +24,8 @@ DOUBLINGS = 6
 def curve(recipe: Recipe, axis: Axis = "seq", points: Sequence[int] | None = None) -> dict[int, MemoryReport]:
     """The estimate of a recipe at several lengths (``seq``: tokens in all) or batch sizes (``batch``).
 
-    Without ``points`` the axis is doubled from its least value up to the recipe's own size, at least six times.
-    In inference the number of new tokens stays and the prompt grows.
+    Without ``points`` the axis is doubled from its least value, at least six times and up to the recipe's own
+    size. In inference the number of new tokens stays and the prompt grows.
 
     Raises:
         UsageError: for points that are no sizes, or too short for the recipe's new tokens.

@@ -1,26 +1,17 @@
-"""The whole decoder: embeddings, layers (recomputed in backward where they are checkpointed), head and loss."""
+"""The whole decoder: embeddings, layers (run again in backward where they are checkpointed), head, loss."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 from mem_gpt_cli.estimate import ops
 from mem_gpt_cli.estimate.blocks import block
+from mem_gpt_cli.estimate.books import FP32, INPUTS, LOGITS, WEIGHTS, Ledger, Storage
 from mem_gpt_cli.estimate.dialect import dialect_of
 from mem_gpt_cli.estimate.forward_pass import CacheLayer, Pass
 from mem_gpt_cli.estimate.norms import norm
-from mem_gpt_cli.estimate.tape import (
-    FP32,
-    INPUTS,
-    LOGITS,
-    WEIGHTS,
-    Ledger,
-    Node,
-    Parameter,
-    Storage,
-    Tape,
-    Tensor,
-)
+from mem_gpt_cli.estimate.tape import Node, Parameter, Tape, Tensor
 from mem_gpt_cli.model.architecture import Architecture
 from mem_gpt_cli.recipe.schema import Recipe
 
@@ -81,7 +72,8 @@ class Decoder:
             tape=tape,
             architecture=arch,
             dialect=self.dialect,
-            backend=self.recipe.attention.backend,
+            backend=self.recipe.attention.backend if self.dialect.sdpa else "eager",
+            threads=self.recipe.device.threads or os.cpu_count() or 1,
             device=self.recipe.device.type,
             experts=self.recipe.model.experts,
             item=self.item,

@@ -14,13 +14,18 @@ from typing import Literal
 class Dialect:
     """How a family's code is written.
 
-    ``softmax_fp32``: eager attention takes its softmax in fp32 and casts back. ``rms``: ``llama`` casts the
-    normalised input back before it is multiplied by the weight, ``gemma`` multiplies in fp32 by ``1 + weight``.
-    ``embedding_scale``: the embeddings are multiplied by a number. ``norm_position``: ``pre``, ``sandwich``
-    (before and after each part: Gemma 2 and 3) or ``post`` (OLMo 2). ``holds_attention_output``: the block keeps
-    a name on it to its end. ``scales_queries``: the queries, not the scores, are scaled.
+    Attributes:
+        sdpa: the code can call it; else only eager attention runs.
+        softmax_fp32: eager attention takes its softmax in fp32 and casts back.
+        rms: ``llama`` casts the normalised input back before the weight multiplies it, ``gemma`` multiplies
+            in fp32 by ``1 + weight``.
+        embedding_scale: the embeddings are multiplied by a number.
+        norm_position: before each part, before and after it (``sandwich``), or after it alone.
+        holds_attention_output: the block keeps a name on it to its end.
+        scales_queries: the queries are scaled, not the scores.
     """
 
+    sdpa: bool = True
     softmax_fp32: bool = True
     rms: Literal["llama", "gemma"] = "llama"
     embedding_scale: bool = False
@@ -34,7 +39,13 @@ _DIALECTS = {
     "gpt2": Dialect(softmax_fp32=False, holds_attention_output=True),
     "opt": Dialect(scales_queries=True),
     "gemma": Dialect(rms="gemma", embedding_scale=True),
-    "gemma2": Dialect(rms="gemma", embedding_scale=True, norm_position="sandwich"),
+    "gemma2": Dialect(sdpa=False, rms="gemma", embedding_scale=True, norm_position="sandwich"),
+    "bloom": Dialect(sdpa=False),
+    "codegen": Dialect(sdpa=False),
+    "gpt_neo": Dialect(sdpa=False),
+    "gptj": Dialect(sdpa=False),
+    "gpt_oss": Dialect(sdpa=False),
+    "mpt": Dialect(sdpa=False),
     "gemma3_text": Dialect(rms="gemma", embedding_scale=True, norm_position="sandwich"),
     "gemma3": Dialect(rms="gemma", embedding_scale=True, norm_position="sandwich"),
     "olmo2": Dialect(norm_position="post"),

@@ -1,17 +1,18 @@
 """A mixture of experts: the router, and the experts as transformers runs them (``integrations/moe.py``).
 
-Which expert a token takes is the data's affair. Grouped and batched code touches every chosen pair of token and
-expert at once, so that its buffers do not depend on it; eager code takes one expert after the other, and its
-buffers are those of an even spread.
+Which expert a token takes is the data's affair. Grouped and batched code touches every chosen pair of token
+and expert at once, so that its buffers do not depend on it; eager code takes one expert after the other, and
+its buffers are those of an even spread.
 """
 
 from __future__ import annotations
 
-from mem_gpt_cli.estimate import ops
+from mem_gpt_cli.estimate import attention_ops, ops
 from mem_gpt_cli.estimate.activation import activate
+from mem_gpt_cli.estimate.books import FP32, KERNEL_BUFFERS
 from mem_gpt_cli.estimate.feed_forward import dense_mlp
 from mem_gpt_cli.estimate.forward_pass import Pass
-from mem_gpt_cli.estimate.tape import FP32, KERNEL_BUFFERS, Tensor
+from mem_gpt_cli.estimate.tape import Tensor
 from mem_gpt_cli.model.architecture import Mlp
 
 INT64 = 8
@@ -33,7 +34,7 @@ def router(run: Pass, part: Mlp, name: str, x: Tensor) -> Tensor:
     scores = ops.linear(
         tape, x, run.weight(f"{name}.gate.weight", run.architecture.hidden * part.experts), part.experts
     )
-    scores = ops.softmax(tape, ops.cast(tape, scores, FP32), FP32)
+    scores = attention_ops.softmax(tape, ops.cast(tape, scores, FP32), FP32)
     return ops.gather(tape, scores, run.rows * part.experts_per_token)
 
 

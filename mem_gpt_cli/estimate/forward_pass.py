@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 
 from mem_gpt_cli.attention import cost as attention_cost
 from mem_gpt_cli.estimate import ops
+from mem_gpt_cli.estimate.books import FP32, INPUTS, MASK
 from mem_gpt_cli.estimate.dialect import Dialect
-from mem_gpt_cli.estimate.tape import FP32, INPUTS, MASK, Parameter, Tape, Tensor
+from mem_gpt_cli.estimate.tape import Parameter, Tape, Tensor
 from mem_gpt_cli.model.architecture import Architecture
 
 
@@ -34,6 +35,7 @@ class Pass:
     dialect: Dialect
     backend: str
     device: str
+    threads: int
     experts: str
     item: int
     batch: int

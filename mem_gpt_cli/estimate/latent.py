@@ -6,7 +6,7 @@ the whole cache in every pass (``models/deepseek_v3/modeling_deepseek_v3.py``).
 
 from __future__ import annotations
 
-from mem_gpt_cli.estimate import ops
+from mem_gpt_cli.estimate import attention_ops, ops
 from mem_gpt_cli.estimate.cache import update_cache
 from mem_gpt_cli.estimate.forward_pass import Pass
 from mem_gpt_cli.estimate.norms import rms_norm
@@ -41,7 +41,7 @@ def _queries(run: Pass, layer: Layer, index: int, x: Tensor, rope: int) -> tuple
         x = ops.linear(tape, x, run.weight(f"{name}.q_a", hidden * part.q_lora_rank), part.q_lora_rank)
         x = rms_norm(run, x, part.q_lora_rank, f"{name}.q_a_norm")
         hidden = part.q_lora_rank
-    q = ops.to_heads(tape, ops.linear(tape, x, run.weight(f"{name}.q_b", hidden * width), width))
+    q = attention_ops.to_heads(tape, ops.linear(tape, x, run.weight(f"{name}.q_b", hidden * width), width))
     rotated = run.rows * part.heads * rope
     q_pass, q_rot = ops.split(tape, q, (q.numel - rotated, rotated))
     return q_pass, q_rot
@@ -55,7 +55,9 @@ def _expand(run: Pass, layer: Layer, index: int, latent: Tensor, k_rot: Tensor) 
     tokens = latent.numel // rank
     both = ops.linear(tape, latent, run.weight(f"layers.{index}.kv_b", rank * width), width)
     k_nope, v = ops.split(
-        tape, ops.to_heads(tape, both), (tokens * part.heads * nope, tokens * part.heads * part.value_dim)
+        tape,
+        attention_ops.to_heads(tape, both),
+        (tokens * part.heads * nope, tokens * part.heads * part.value_dim),
     )
     keys = tape.new(tokens * part.heads * part.head_dim, both.item, "new_empty")
     return tape.record("copy_slices", keys, (k_nope, k_rot), (), ops.fresh), v

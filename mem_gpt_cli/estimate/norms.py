@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from mem_gpt_cli.estimate import ops
+from mem_gpt_cli.estimate.books import FP32, NORM
 from mem_gpt_cli.estimate.forward_pass import Pass
-from mem_gpt_cli.estimate.tape import FP32, NORM, Tape, Tensor
+from mem_gpt_cli.estimate.tape import Tape, Tensor
 from mem_gpt_cli.model.architecture import Layer
 
 

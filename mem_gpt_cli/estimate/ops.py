@@ -1,14 +1,16 @@
-"""The operations that decoders are made of: what each allocates, what autograd keeps, what backward allocates.
+"""The operations that decoders are made of: what each makes, what autograd keeps of it, what backward makes.
 
-The rules are those of torch's derivatives (tools/autograd/derivatives.yaml) and composite kernels, for CPU and
-CUDA. Sizes are in elements; widths (``item``) in bytes.
+The rules are those of torch's derivatives (tools/autograd/derivatives.yaml) and of its composite kernels, for
+CPU and CUDA. Sizes are in elements; widths (``item``) in bytes.
 """
+# ruff: noqa: ARG001  (every rule has the signature that the tape calls it with)
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mem_gpt_cli.estimate.tape import CASTS, FP32, Node, Parameter, Storage, Tape, Tensor
+from mem_gpt_cli.estimate.books import CASTS, FP32
+from mem_gpt_cli.estimate.tape import Node, Parameter, Tape, Tensor
 
 Grads = list[Tensor | None]
 
@@ -137,7 +139,7 @@ def _views(tape: Tape, node: Node, grads: Grads) -> Sequence[Tensor | None]:
 def embedding(tape: Tape, table: Parameter, tokens: Tensor, width: int) -> Tensor:
     """Rows of a table; the gradient of the table is dense."""
     out = tape.new(tokens.numel * width, table.item, "embedding")
-    return tape.record("embedding", out, (table,), (tokens.storage,), _weight_gradients)
+    return tape.record("embedding", out, (table,), (tokens.storage,), fresh)
 
 
 def linear(tape: Tape, x: Tensor, weight: Parameter, outputs: int, slot: int | None = None) -> Tensor:
@@ -175,73 +177,6 @@ def _linear_backward(tape: Tape, node: Node, grads: Grads) -> Sequence[Tensor | 
     return results
 
 
-def _weight_gradients(tape: Tape, node: Node, grads: Grads) -> Sequence[Tensor | None]:
-    return [
-        tape.new(edge.numel, edge.item, f"{node.operation}_backward", edge.slot) if edge.node else None
-        for edge in node.edges
-    ]
-
-
-def matmul(tape: Tape, a: Tensor, b: Tensor, numel: int, *, merges: bool, casts: bool = True) -> Tensor:
-    """A product over batch and heads; inside a composite kernel autocast no longer ``casts``.
-
-    ``merges``: batch and heads, both more than one, become one dimension, for which an operand (and in
-    backward a gradient) whose heads were permuted is copied first.
-    """
-    if merges:
-        a, b = (clone(tape, x) if x.permuted else x for x in (a, b))
-    if tape.autocast and casts:
-        a, b = cast(tape, a, tape.autocast), cast(tape, b, tape.autocast)
-    out = tape.new(numel, a.item, "bmm")
-    saved = [t.storage for t, other in ((a, b), (b, a)) if other.node is not None]
-    return tape.record("bmm", out, (a, b), saved, _merging_bmm_backward if merges else _bmm_backward)
-
-
-def _bmm_backward(tape: Tape, node: Node, grads: Grads) -> Sequence[Tensor | None]:
-    return [tape.new(edge.numel, edge.item, "bmm", edge.slot) if edge.node else None for edge in node.edges]
-
-
-def _merging_bmm_backward(tape: Tape, node: Node, grads: Grads) -> Sequence[Tensor | None]:
-    grad = grads[0]
-    assert grad is not None
-    if grad.permuted:
-        grads[0] = tape.new(grad.numel, grad.item, "clone", grad.storage.slot)
-    grad = None
-    return _bmm_backward(tape, node, grads)
-
-
-def to_heads(tape: Tape, x: Tensor) -> Tensor:
-    """``x.view(batch, tokens, heads, width).transpose(1, 2)``; backward copies what comes back head by head."""
-    return tape.record("clone", x.view(permuted=True), (x,), (), _from_heads_backward)
-
-
-def _from_heads_backward(tape: Tape, node: Node, grads: Grads) -> Sequence[Tensor | None]:
-    grad = grads[0]
-    assert grad is not None
-    if grad.permuted:
-        return [grad.view()]
-    return [tape.new(grad.numel, grad.item, "clone", grad.storage.slot)]
-
-
-def from_heads(tape: Tape, x: Tensor) -> Tensor:
-    """``x.transpose(1, 2).reshape(batch, tokens, width)``: a view of permuted heads, else a copy."""
-    out = x.view() if x.permuted else tape.new(x.numel, x.item, "clone")
-    return tape.record("clone", out, (x,), (), _permuted_backward)
-
-
-def _permuted_backward(tape: Tape, node: Node, grads: Grads) -> Sequence[Tensor | None]:
-    grad = grads[0]
-    assert grad is not None
-    return [grad.view(permuted=True)]
-
-
-def softmax(tape: Tape, x: Tensor, item: int) -> Tensor:
-    """Keeps its output; one kernel reads ``x`` and writes ``item`` bytes wide where the two differ on CUDA."""
-    wide = x if tape.cuda else cast(tape, x, item)
-    out = tape.new(x.numel, item, "_softmax")
-    return tape.record("_softmax", out, (wide,), (out.storage,), fresh)
-
-
 def dropout(tape: Tape, x: Tensor, probability: float) -> Tensor:
     """On CUDA one kernel with a mask of a byte an element; on CPU a product with noise of ``x``'s own width.
 
@@ -264,30 +199,8 @@ def layer_norm(tape: Tape, x: Tensor, rows: int) -> Tensor:
     return tape.record("native_layer_norm", out, (x,), (x.storage, statistics.storage), fresh)
 
 
-def sdpa(
-    tape: Tape, q: Tensor, k: Tensor, v: Tensor, rows: int, value_numel: int, mask: Storage | None
-) -> Tensor:
-    """Fused attention: the output and the log-sum-exp of each row are all that is made and kept beside q, k, v."""
-    out = tape.new(value_numel, q.item, "scaled_dot_product_attention")
-    statistics = tape.new(rows, FP32, "scaled_dot_product_attention")
-    saved = [q.storage, k.storage, v.storage, out.storage, statistics.storage]
-    if mask is not None:
-        saved.append(mask)
-    out.permuted = True
-    return tape.record("scaled_dot_product_attention", out, (q, k, v), saved, _sdpa_backward)
-
-
-def _sdpa_backward(tape: Tape, node: Node, grads: Grads) -> Sequence[Tensor | None]:
-    results = [
-        tape.new(edge.numel, edge.item, f"{node.operation}_backward", edge.slot) for edge in node.edges
-    ]
-    for result in results:
-        result.permuted = True
-    return results
-
-
 def log_softmax_nll(tape: Tape, logits: Tensor, rows: int) -> Tensor:
-    """Cross entropy: the log-probabilities are kept; backward makes a gradient for them and one for the logits."""
+    """Cross entropy: keeps the log-probabilities; backward makes a gradient of them and one of the logits."""
     out = tape.new(logits.numel, logits.item, "_log_softmax")
     tape.record("_log_softmax", out, (logits,), (out.storage,), fresh)
     loss = tape.new(1, logits.item, "nll_loss")
@@ -297,12 +210,6 @@ def log_softmax_nll(tape: Tape, logits: Tensor, rows: int) -> Tensor:
 def reduce_mean(tape: Tape, x: Tensor, rows: int) -> Tensor:
     """The mean of each row; backward spreads it over the whole size."""
     return tape.record("mean", tape.new(rows, x.item, "mean"), (x,), (), fresh)
-
-
-def repeat(tape: Tape, x: Tensor, times: int) -> Tensor:
-    """Each head ``times`` over, copied; backward adds the copies up."""
-    out = tape.new(x.numel * times, x.item, "repeat")
-    return tape.record("sum", out, (x,), (), fresh)
 
 
 def gather(tape: Tape, x: Tensor, numel: int) -> Tensor:

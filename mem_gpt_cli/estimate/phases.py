@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from mem_gpt_cli.estimate.decoder import INT64, WIDTHS, Decoder
-from mem_gpt_cli.estimate.forward_pass import CacheLayer
-from mem_gpt_cli.estimate.tape import (
+from mem_gpt_cli.estimate.books import (
     GRADIENTS,
     INPUTS,
     KV_CACHE,
@@ -16,8 +14,10 @@ from mem_gpt_cli.estimate.tape import (
     Ledger,
     Moment,
     Storage,
-    Tensor,
 )
+from mem_gpt_cli.estimate.decoder import INT64, WIDTHS, Decoder
+from mem_gpt_cli.estimate.forward_pass import CacheLayer
+from mem_gpt_cli.estimate.tape import Tensor
 from mem_gpt_cli.kv_cache import cost as cache_cost
 from mem_gpt_cli.model.architecture import Architecture
 from mem_gpt_cli.optimizers import cost as optimizer_cost
@@ -29,7 +29,7 @@ CUDA_GRAIN = 512
 
 @dataclass(frozen=True)
 class Walk:
-    """What a walk finds for each phase, by name: its highest moment, and the most that each slot ever held."""
+    """What a walk finds for each phase, by name: its highest moment, and the most that each slot held."""
 
     peaks: Mapping[str, Moment]
     highest: Mapping[str, Sequence[int]]
@@ -65,14 +65,13 @@ def _generate(decoder: Decoder, tokens: Tensor) -> None:
     decoder.ledger.enter("prefill")
     cached = decoder.recipe.kv_cache.kind != "none"
     cache: dict[int, CacheLayer] | None = {} if cached else None
-    held: Tensor | None = _next_token(decoder, tokens, cache, 0)
+    sequence = _next_token(decoder, tokens, cache, 0)
     del tokens
     if lengths.new < 2:
         return
     decoder.ledger.enter("decode")
     length = lengths.prompt + lengths.new - 2
     if lengths.new > 2 and cache is not None:
-        held = None
         widths = [(layer.keys.item, layer.values.item) for layer in cache.values()]
         cache = None
         cache = filled_cache(decoder, length, widths)

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mem_gpt_cli.errors import UnsupportedError
+from mem_gpt_cli.estimate.books import SLOTS, Moment
 from mem_gpt_cli.estimate.cause import cause_of
 from mem_gpt_cli.estimate.caveats import caveats
 from mem_gpt_cli.estimate.decoder import WIDTHS
 from mem_gpt_cli.estimate.phases import Walk, walk
-from mem_gpt_cli.estimate.tape import SLOTS, Moment
 from mem_gpt_cli.estimate.work import work
 from mem_gpt_cli.kv_cache import cost as cache_cost
 from mem_gpt_cli.model import resolve
@@ -109,7 +109,7 @@ def _parts(live: Sequence[int]) -> dict[str, int]:
 
 
 def _cache_per_token(recipe: Recipe, architecture: Architecture) -> dict[str, int]:
-    """What one more token of one sequence adds to the cache; for latent attention, expanded by head as well."""
+    """What one more token of one sequence adds to the cache; for latent attention by head as well."""
     item = WIDTHS[recipe.workload.autocast] or WIDTHS[recipe.model.dtype]
     attentions = [layer.attention for layer in architecture.layers]
     found = {"kv_cache_bytes_per_token": item * sum(map(cache_cost.elements_per_token, attentions))}

@@ -9,7 +9,7 @@ from mem_gpt_cli.model.architecture import Attention
 
 
 def rotate_both(run: Pass, part: Attention, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-    """Rotary positions (arXiv:2104.09864) on queries and keys, the rest of a head passing where it is partial."""
+    """Rotary positions on queries and keys; where they are partial, the rest of a head passes."""
     share = part.rotary_dim / part.head_dim
     if share == 1:
         return rotate(run, q), rotate(run, k)

@@ -38,7 +38,7 @@ def stored_tokens(attention: Attention, tokens: int, *, decoded: bool) -> int:
 def cache_bytes(
     architecture: Architecture, batch: int, tokens: int, item: int, *, decoded: bool = False
 ) -> int:
-    """Bytes of the whole cache once it holds ``tokens`` of each of ``batch`` sequences, ``item`` bytes wide."""
+    """Bytes of a cache that holds ``tokens`` of each of ``batch`` sequences, ``item`` bytes an element."""
     return sum(
         batch
         * stored_tokens(layer.attention, tokens, decoded=decoded)
@@ -49,7 +49,7 @@ def cache_bytes(
 
 
 def widths(attention: Attention) -> tuple[int, int]:
-    """Elements a token of the two tensors that one layer's cache holds: keys and values, or latent and key."""
+    """Elements a token of the two tensors that a layer's cache holds: keys and values, or latent and key."""
     if attention.kv_lora_rank is not None:
         return attention.kv_lora_rank, attention.rope_head_dim or 0
     return attention.kv_heads * attention.head_dim, attention.kv_heads * attention.value_dim

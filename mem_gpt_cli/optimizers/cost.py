@@ -15,7 +15,7 @@ STEP_COUNTER = 4
 
 
 def implementation(asked: str, device: str) -> Implementation:
-    """The code that runs: ``auto`` is a loop on CPU and foreach on CUDA (``_default_to_fused_or_foreach``)."""
+    """The code that runs: ``auto`` is a loop on CPU, foreach on CUDA (``_default_to_fused_or_foreach``)."""
     if asked == "auto":
         return "loop" if device == "cpu" else "foreach"
     return asked  # type: ignore[return-value]

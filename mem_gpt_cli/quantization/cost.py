@@ -1,7 +1,7 @@
 """Bytes of quantized weights: what bitsandbytes stores for each matrix, and what it leaves alone.
 
 Sources: bitsandbytes 0.50 ``functional.py`` (``quantize_4bit``, ``QuantState``) and ``nn/modules.py``
-(``Int8Params``); LLM.int8 is arXiv:2208.07339, NF4 and double quantization are QLoRA, arXiv:2305.14314, section 3.
+(``Int8Params``); LLM.int8 is arXiv:2208.07339, NF4 and double quantization are QLoRA's, arXiv:2305.14314.
 """
 
 from __future__ import annotations
@@ -69,8 +69,8 @@ def nf4_scales(numel: int, *, double_quantization: bool) -> int:
     """Block maxima and tables of one 4-bit tensor.
 
     Plain: an fp32 maximum for every 64 weights and the 16 values of the code, 0.5 bit a weight. Double: the
-    maxima are 8 bit, with an fp32 maximum for every 256 of them, their mean in fp32 (``offset``) and their own
-    code of 256 values: 0.127 bit a weight.
+    maxima have 8 bits, with an fp32 maximum for every 256 of them, their mean in fp32 (``offset``) and a code
+    of 256 values: 0.127 bit a weight.
     """
     blocks = -(-numel // BLOCK)
     code = CODE_4BIT * FP32

@@ -1,0 +1,114 @@
+"""The books of a run that is only written down: what is live, by what it is for, and when most of it was."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+FP32 = 4
+
+# What the bytes of a report's components are made of: (component, role within it).
+SLOTS: tuple[tuple[str, str], ...] = (
+    ("weights", "weights"),
+    ("kv_cache", "cached keys and values"),
+    ("activations", "attention scores"),
+    ("activations", "attention"),
+    ("activations", "feed-forward"),
+    ("activations", "normalisation"),
+    ("activations", "residual stream"),
+    ("activations", "attention mask"),
+    ("activations", "inputs"),
+    ("logits", "logits"),
+    ("gradients", "gradients"),
+    ("optimizer_state", "optimizer state"),
+    ("adapters", "adapters"),
+    ("activations", "weight casts"),
+    ("workspace", "optimizer temporaries"),
+    ("workspace", "kernel buffers"),
+)
+(
+    WEIGHTS,
+    KV_CACHE,
+    SCORES,
+    ATTENTION,
+    MLP,
+    NORM,
+    RESIDUAL,
+    MASK,
+    INPUTS,
+    LOGITS,
+    GRADIENTS,
+    OPTIMIZER_STATE,
+    ADAPTERS,
+    CASTS,
+    OPTIMIZER_TEMPORARIES,
+    KERNEL_BUFFERS,
+) = range(len(SLOTS))
+
+
+@dataclass(frozen=True)
+class Moment:
+    """The books at one instant: bytes by slot, and where in the model the run was."""
+
+    total: int
+    live: tuple[int, ...]
+    operation: str
+    module: str
+
+
+class Ledger:
+    """Live bytes by slot; for each phase its highest moment, and the most that each slot ever held."""
+
+    def __init__(self, rounding: int = 1) -> None:
+        self.rounding = rounding
+        self.live = [0] * len(SLOTS)
+        self.total = 0
+        self.module = ""
+        self.peaks: dict[str, Moment] = {}
+        self.highest: dict[str, list[int]] = {}
+        self._phase = ""
+        self._high = 0
+        self._tops = self.live[:]
+
+    def enter(self, phase: str) -> None:
+        """Begin (or return to) a phase; what is live now counts for it."""
+        self._phase = phase
+        self._high = self.peaks[phase].total if phase in self.peaks else -1
+        known = self.highest.get(phase, self.live)
+        self._tops = self.highest[phase] = [max(pair) for pair in zip(known, self.live, strict=True)]
+        self.note("")
+
+    def allocate(self, slot: int, nbytes: int, operation: str) -> int:
+        """Book a storage; returns the bytes that the allocator gives for it."""
+        nbytes = -(-nbytes // self.rounding) * self.rounding
+        live = self.live[slot] = self.live[slot] + nbytes
+        if live > self._tops[slot]:
+            self._tops[slot] = live
+        self.total += nbytes
+        if self.total > self._high:
+            self.note(operation)
+        return nbytes
+
+    def free(self, slot: int, nbytes: int) -> None:
+        """Take a storage off the books."""
+        self.live[slot] -= nbytes
+        self.total -= nbytes
+
+    def note(self, operation: str) -> None:
+        """Take the present moment as the peak of the phase if it is the highest so far."""
+        if self.total > self._high:
+            self._high = self.total
+            self.peaks[self._phase] = Moment(self.total, tuple(self.live), operation, self.module)
+
+
+class Storage:
+    """Bytes that live as long as something refers to them."""
+
+    __slots__ = ("_ledger", "nbytes", "slot")
+
+    def __init__(self, ledger: Ledger, slot: int, nbytes: int, operation: str) -> None:
+        self._ledger = ledger
+        self.slot = slot
+        self.nbytes = ledger.allocate(slot, nbytes, operation)
+
+    def __del__(self) -> None:
+        self._ledger.free(self.slot, self.nbytes)
