@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from mem_gpt_cli._version import __version__
 
 if TYPE_CHECKING:
+    from mem_gpt_cli.model.text_model import TextModel
     from mem_gpt_cli.recipe.schema import Recipe
     from mem_gpt_cli.report.model import MemoryReport
 
@@ -67,17 +68,17 @@ def profile(recipe: Recipe | Mapping[str, Any] | str | Path, **options: Any) -> 
     return answer(_recipe(recipe), **options)
 
 
-def load(recipe: Recipe | Mapping[str, Any] | str | Path) -> Any:
-    """The recipe's model as a ``torch.nn.Module``, with its weights and options, ready to generate.
+def load(recipe: Recipe | Mapping[str, Any] | str | Path) -> TextModel:
+    """The recipe's model with its weights, options and tokenizer, ready to ``generate``: text in, text out.
 
     Raises:
         MemgptError: for a recipe that cannot be used, or weights that are not to be had.
     """
-    from mem_gpt_cli.model import resolve
-    from mem_gpt_cli.model.build import build
+    from mem_gpt_cli.model.text_model import load as load_model
+    from mem_gpt_cli.profile.device import find_device
 
     loaded = _recipe(recipe)
-    return build(resolve(loaded.model), loaded)
+    return load_model(loaded, find_device(loaded.device).torch_device)
 
 
 def _recipe(given: Recipe | Mapping[str, Any] | str | Path) -> Recipe:

@@ -11,7 +11,7 @@ import typer
 
 from mem_gpt_cli.cli import answer, console
 from mem_gpt_cli.cli.options import Request, takes_recipe
-from mem_gpt_cli.errors import UnsupportedError
+from mem_gpt_cli.errors import UnsupportedError, UsageError
 from mem_gpt_cli.report.sizes import render_bytes
 
 if TYPE_CHECKING:
@@ -30,6 +30,9 @@ def profile(
             "--timeline", help="Draw memory over time into this .html, .png, .svg or .csv.", metavar="PATH"
         ),
     ] = None,
+    per_token: Annotated[
+        bool, typer.Option("--per-token", help="Show what each new token adds, with cache and without.")
+    ] = False,
 ) -> None:
     """Run the workload for real and measure its memory and its speed.
 
@@ -38,12 +41,31 @@ def profile(
     from mem_gpt_cli.profile import profile as measure
 
     recipe = request.recipe()
+    if per_token:
+        if timeline or request.csv:
+            raise UsageError("--per-token is a table of its own: leave --timeline and --csv out")
+        _show_per_token(request, recipe)
+        return
     with _progress() as progress:
         measured = measure(recipe, progress=progress, timeline=timeline)
     answer.give(request, measured, lambda: _tables(recipe, measured))
     if timeline:
         console.people().print(f"memory over time: {timeline}", soft_wrap=True)
     answer.hold_to_budget(recipe, measured)
+
+
+def _show_per_token(request: Request, recipe: Recipe) -> None:
+    import json
+
+    from mem_gpt_cli.profile import per_token
+    from mem_gpt_cli.report.per_token import table
+
+    with _progress() as progress:
+        tokens = per_token(recipe, progress=progress)
+    if request.json:
+        print(json.dumps(tokens.to_dict(), indent=2))
+    else:
+        console.data().print(table(tokens))
 
 
 def _tables(recipe: Recipe, measured: MemoryReport) -> Iterator[RenderableType]:

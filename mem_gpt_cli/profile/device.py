@@ -80,7 +80,7 @@ def _cuda_index(name: str) -> int:
     if not torch.cuda.is_available():
         why = "this build of torch has no CUDA" if torch.version.cuda is None else "torch finds no GPU here"
         raise EnvironmentUnavailableError(
-            f"device.name: {name!r} cannot be measured, because {why}: "
+            f"device.name: {name!r} cannot be used, because {why}: "
             "use device=cpu, or `memgpt estimate --trace` for a prediction"
         )
     count = torch.cuda.device_count()
