@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import json
+import struct
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import gguf
+import huggingface_hub
 import numpy as np
 import pytest
-from huggingface_hub import constants
+from huggingface_hub import constants, errors
 from real_models import assert_same
 
 import mem_gpt_cli.model.hub as hub
 from mem_gpt_cli.errors import EnvironmentUnavailableError, UnsupportedError, UsageError
 from mem_gpt_cli.model import ModelSource, resolve, smollm2
+from mem_gpt_cli.model.gguf_metadata import read_head
 from mem_gpt_cli.recipe.schema import Model
 
 LLAMA: dict[str, Any] = {
@@ -306,12 +309,45 @@ class TestGguf:
         with pytest.raises(UnsupportedError, match=r"architecture 'rwkv7' are not read; those of .*llama"):
             find(gguf_file(tmp_path / "model.gguf", "rwkv7", COMMON))
 
-    @pytest.mark.parametrize("content", [b"", b"GGUF", b"this is a text, not a model of any kind"])
-    def test_a_file_that_is_no_gguf(self, content: bytes, tmp_path: Path) -> None:
+    @pytest.mark.parametrize(
+        ("content", "reason"),
+        [
+            (b"", "does not begin with GGUF"),
+            (b"this is a text, not a model of any kind", "does not begin with GGUF"),
+            (b"GGUF", "the file ends in the middle"),
+            (b"GGUF" + bytes([1, 0, 0, 0]) + bytes(16), "its version is 1"),
+            (b"GGUF" + bytes([0, 0, 0, 3]) + bytes(16), "its version is 50331648"),
+            (b"GGUF" + bytes([3, 0, 0, 0]) + bytes([255] * 16), "the file ends in the middle"),
+            (struct.pack("<4sIQQQ1sI", b"GGUF", 3, 0, 1, 1, b"k", 99), "the unknown type 99"),
+        ],
+    )
+    def test_a_file_that_is_no_gguf(self, content: bytes, reason: str, tmp_path: Path) -> None:
         path = tmp_path / "model.gguf"
         path.write_bytes(content)
-        with pytest.raises(UsageError, match="this is not a GGUF file"):
+        with pytest.raises(UsageError, match=f"this is not a GGUF file that can be read: .*{reason}"):
             find(path)
+
+    def test_the_head_is_what_the_gguf_package_reads(self, tmp_path: Path) -> None:
+        writer = gguf.GGUFWriter(tmp_path / "all.gguf", "llama")
+        writer.add_string("a.text", "Grüße")
+        writer.add_bool("a.flag", True)
+        writer.add_uint8("a.byte", 200)
+        writer.add_int16("a.short", -300)
+        writer.add_uint64("a.long", 2**40)
+        writer.add_float64("a.double", 0.1)
+        writer.add_array("a.numbers", [3, 2, 1])
+        writer.add_array("a.texts", ["one", "two"])
+        writer.add_tensor("a.weight", np.zeros((2, 3, 5), np.float32))
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        head, reader = read_head(tmp_path / "all.gguf"), gguf.GGUFReader(tmp_path / "all.gguf")
+        theirs = {name: field.contents() for name, field in reader.fields.items() if "." in name}
+        del theirs["a.texts"]
+        theirs = {name: value for name, value in theirs.items() if not name.startswith("GGUF.")}
+        assert head.metadata == theirs
+        assert head.shapes == {t.name: tuple(int(n) for n in reversed(t.shape)) for t in reader.tensors}
 
     @pytest.mark.smollm2
     def test_the_catalogue_says_of_smollm2_what_its_file_says(self) -> None:
@@ -362,7 +398,8 @@ class TestHub:
             constants, "HUGGINGFACE_CO_URL_TEMPLATE", "http://127.0.0.1:9/{repo_id}/{filename}"
         )
         with pytest.raises(
-            EnvironmentUnavailableError, match="the hub cannot be reached: connect, set HF_ENDPOINT"
+            EnvironmentUnavailableError,
+            match=r"the hub cannot be reached \(ConnectError\): connect, set HF_ENDPOINT",
         ):
             find("someone/some-model")
 
@@ -371,26 +408,20 @@ class TestHub:
         [
             ("GatedRepoError", "is gated: accept its terms"),
             ("RepositoryNotFoundError", "is not on the hub, or private"),
-            ("EntryNotFoundError", "has no config.json on the hub"),
+            ("RemoteEntryNotFoundError", "has no config.json on the hub"),
             ("HfHubHTTPError", r"cannot be had from the hub \(HfHubHTTPError\)"),
         ],
     )
     def test_what_the_hub_refuses(self, kind: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        import huggingface_hub
-        from huggingface_hub import errors
-
         failure = getattr(errors, kind)
-        first = huggingface_hub.hf_hub_download
 
-        def refuse(*arguments: Any, local_files_only: bool = False, **more: Any) -> str:
-            if local_files_only:
-                return str(first(*arguments, local_files_only=True, **more))
+        def refuse(url: str) -> None:
             error = failure.__new__(failure)
-            Exception.__init__(error, "refused")
+            Exception.__init__(error, f"refused: {url}")
             raise error
 
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(huggingface_hub, "hf_hub_download", refuse)
+        monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", refuse)
         with pytest.raises(EnvironmentUnavailableError, match=message):
             hub.config_of("someone/some-model")
 

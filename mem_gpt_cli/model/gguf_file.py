@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mem_gpt_cli.errors import UnsupportedError, UsageError
+from mem_gpt_cli.model.gguf_metadata import read_head
 
 _KEYS: Mapping[str, str] = {
     "block_count": "num_hidden_layers",
@@ -73,16 +74,11 @@ def read_gguf_config(path: Path) -> dict[str, Any]:
         UsageError: where the file is no GGUF file or lacks what a model needs.
         UnsupportedError: for an architecture whose metadata is not mapped.
     """
-    from gguf import GGUFReader
-
     try:
-        reader = GGUFReader(path)
-    except (ValueError, IndexError, KeyError, OSError) as error:
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        raise UsageError(f"{path}: this is not a GGUF file that can be read ({reason})") from None
-    metadata = {name: value for name, value in reader.fields.items() if not name.startswith("tokenizer.")}
-    named = metadata.get("general.architecture")
-    architecture = str(named.contents()) if named else ""
+        head = read_head(path)
+    except (ValueError, OSError) as error:
+        raise UsageError(f"{path}: this is not a GGUF file that can be read: {error}") from None
+    architecture = str(head.metadata.get("general.architecture", ""))
     if architecture not in ARCHITECTURES:
         raise UnsupportedError(
             f"{path}: GGUF files of the architecture {architecture!r} are not read; those of "
@@ -90,17 +86,13 @@ def read_gguf_config(path: Path) -> dict[str, Any]:
         )
     prefix = f"{architecture}."
     values = {
-        name.removeprefix(prefix): value.contents()
-        for name, value in metadata.items()
-        if name.startswith(prefix)
+        name.removeprefix(prefix): value for name, value in head.metadata.items() if name.startswith(prefix)
     }
-    return _config(
-        ARCHITECTURES[architecture], values, {tensor.name: tensor for tensor in reader.tensors}, path
-    )
+    return _config(ARCHITECTURES[architecture], values, head.shapes, path)
 
 
 def _config(
-    mapping: _Mapping, values: Mapping[str, Any], tensors: Mapping[str, Any], path: Path
+    mapping: _Mapping, values: Mapping[str, Any], tensors: Mapping[str, tuple[int, ...]], path: Path
 ) -> dict[str, Any]:
     if "token_embd.weight" not in tensors:
         raise UsageError(f"{path}: this GGUF file has no token embedding, so it holds no language model")
@@ -109,7 +101,7 @@ def _config(
     keys = {**mapping.common, **mapping.keys}
     return {
         "model_type": mapping.model_type,
-        "vocab_size": int(tensors["token_embd.weight"].shape[-1]),
+        "vocab_size": tensors["token_embd.weight"][0],
         "tie_word_embeddings": "output.weight" not in tensors,
         **mapping.values,
         **{keys[name]: values[name] for name in keys if name in values},
@@ -117,6 +109,6 @@ def _config(
     }
 
 
-def _has_bias(mapping: _Mapping, tensors: Mapping[str, Any]) -> bool:
+def _has_bias(mapping: _Mapping, tensors: Mapping[str, tuple[int, ...]]) -> bool:
     """Llama's config can ask for biases in attention; the other families fix them."""
     return mapping.model_type == "llama" and "blk.0.attn_q.bias" in tensors
