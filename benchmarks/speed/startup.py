@@ -20,7 +20,12 @@ from pathlib import Path
 
 GOAL = 2.5
 BASELINE = [sys.executable, "-c", "import typer, rich, pydantic, yaml"]
-ESTIMATE = [sys.executable, "-m", "mem_gpt_cli.cli.main", "estimate", "--model", "gpt2-xl", "--seq", "4096"]
+MEMGPT = [
+    sys.executable,
+    "-c",
+    "from mem_gpt_cli.cli.main import main; main()",
+]  # as the installed script does
+ESTIMATE = [*MEMGPT, "estimate", "--model", "gpt2-xl", "--seq", "4096"]
 PACKAGES = ("typer", "rich", "pydantic", "pyyaml")
 
 

@@ -9,6 +9,7 @@ import typer
 
 from mem_gpt_cli.cli import answer, console
 from mem_gpt_cli.cli.options import Request, takes_recipe
+from mem_gpt_cli.cli.startup import without_collector
 from mem_gpt_cli.errors import UnsupportedError, UsageError
 
 if TYPE_CHECKING:
@@ -57,7 +58,8 @@ def estimate(
     elif trace:
         _show_trace(request, recipe, full_depth, events)
     else:
-        _show_formula(request, recipe)
+        with without_collector():
+            _show_formula(request, recipe)
 
 
 def _show_formula(request: Request, recipe: Recipe) -> None:

@@ -13,6 +13,7 @@ from typer.core import TyperGroup
 from typer.main import get_command
 
 from mem_gpt_cli._version import __version__
+from mem_gpt_cli.cli.startup import without_collector
 from mem_gpt_cli.errors import MemgptError, RecipeErrors
 
 SUBCOMMANDS: Mapping[str, str] = {
@@ -44,7 +45,10 @@ class LazySubcommands(TyperGroup):
 
 def _load(name: str) -> Any:
     module, _, attribute = SUBCOMMANDS[name].partition(":")
-    found = getattr(import_module(module), attribute)
+    # Looking for plugins of pydantic costs as much as an estimate, and no recipe has a use for one.
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
+    with without_collector():
+        found = getattr(import_module(module), attribute)
     if not isinstance(found, typer.Typer):
         single = typer.Typer(add_completion=False)
         single.command(name)(found)
