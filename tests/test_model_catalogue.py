@@ -12,6 +12,7 @@ import mem_gpt_cli.model.entries as entries
 from mem_gpt_cli.errors import UsageError
 from mem_gpt_cli.model import Entry, catalogue, read_architecture, resolve
 from mem_gpt_cli.model.entries import find_entry
+from mem_gpt_cli.model.families import MODEL_TYPES
 from mem_gpt_cli.recipe.schema import Model
 
 WANTED = frozenset(
@@ -169,3 +170,10 @@ def test_windows_and_chunks_of_layers() -> None:
     assert {
         layer.attention.window for layer in resolve(Model(name="mistral-7b-v0.3")).architecture.layers
     } == {None}
+
+
+def test_the_documentation_names_every_model_type() -> None:
+    text = (Path(__file__).parents[1] / "docs" / "models.md").read_text()
+    named = re.search(r"closed form knows:\n`([^`]*)`", text)
+    assert named is not None
+    assert tuple(named[1].split()) == MODEL_TYPES
