@@ -11,14 +11,15 @@ from rich.console import Group
 from rich.text import Text
 
 from mem_gpt_cli.errors import MissingExtraError, UsageError
-from mem_gpt_cli.report.model import COMPONENTS, MemoryReport
+from mem_gpt_cli.report.model import MemoryReport
+from mem_gpt_cli.report.palette import COLORS, STACK
 from mem_gpt_cli.report.sizes import render_bytes
-from mem_gpt_cli.report.table import COLORS, label, plain_table, title, words
+from mem_gpt_cli.report.table import label, plain_table, title, words
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-GLYPHS: Mapping[str, str] = dict(zip(COMPONENTS, "█▓▒░▚▞▪·", strict=True))
+GLYPHS: Mapping[str, str] = dict(zip(STACK, "█▓▒░▚▞▪·", strict=True))
 """One for each component, so that the bars can be read without color."""
 
 Heights = Mapping[tuple[str, str], Sequence[int]]
@@ -34,7 +35,7 @@ def growth(axis: str, points: Mapping[int, MemoryReport], heights: Heights) -> R
     ``heights`` holds, by phase and part, the most bytes that the part held at each of the values.
     """
     reports = list(points.values())
-    names = [name for name in COMPONENTS if any(report.peak.components.get(name, 0) for report in reports)]
+    names = [name for name in STACK if any(report.peak.components.get(name, 0) for report in reports)]
     highest = max(report.allocated_bytes for report in reports)
     table = plain_table()
     table.add_column(axis, justify="right", no_wrap=True)
@@ -124,25 +125,13 @@ def draw(axis: str, points: Mapping[int, MemoryReport], path: Path) -> None:
         raise UsageError(f"cannot write {path}: {error.strerror}") from error
 
 
-PICTURE_COLORS: Mapping[str, str] = {
-    "weights": "#4c78a8",
-    "kv_cache": "#72b7b2",
-    "activations": "#b279a2",
-    "logits": "#eeca3b",
-    "gradients": "#e45756",
-    "optimizer_state": "#54a24b",
-    "adapters": "#9ecae9",
-    "workspace": "#bab0ac",
-}
-
-
 def _stacked_areas(axes: Any, axis: str, points: Mapping[int, MemoryReport]) -> None:
     values, reports = list(points), list(points.values())
     unit, divisor = ("GiB", 2**30) if max(r.allocated_bytes for r in reports) >= 2**30 else ("MiB", 2**20)
-    names = [name for name in COMPONENTS if any(report.peak.components.get(name, 0) for report in reports)]
+    names = [name for name in STACK if any(report.peak.components.get(name, 0) for report in reports)]
     areas = [[report.peak.components.get(name, 0) / divisor for report in reports] for name in names]
     labels = [words(name) for name in names]
-    axes.stackplot(values, areas, labels=labels, colors=[PICTURE_COLORS[name] for name in names], linewidth=0)
+    axes.stackplot(values, areas, labels=labels, colors=[COLORS[name] for name in names], linewidth=0)
     axes.plot(values, [report.allocated_bytes / divisor for report in reports], color="#222222", marker=".")
     axes.set_xlim(values[0], values[-1])
     axes.set_ylim(bottom=0)

@@ -12,21 +12,12 @@ from rich.table import Table
 from rich.text import Text
 
 from mem_gpt_cli.report.model import COMPONENTS, MemoryReport, Phase, Speed
+from mem_gpt_cli.report.palette import COLORS
 from mem_gpt_cli.report.sizes import render_bytes, render_share
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-COLORS: Mapping[str, str] = {
-    "weights": "blue",
-    "kv_cache": "cyan",
-    "activations": "magenta",
-    "logits": "yellow",
-    "gradients": "red",
-    "optimizer_state": "green",
-    "adapters": "bright_blue",
-    "workspace": "bright_black",
-}
 BAR_WIDTH = 9
 HEADINGS = {"estimate": "predicted (formula)", "trace": "predicted (trace)", "profile": "measured"}
 
