@@ -52,12 +52,15 @@ def flash_attention(args: tuple[Any, ...], kwargs: Mapping[str, Any], result: An
 
 
 def flash_attention_backward(args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any) -> int:  # noqa: ARG001
-    """Scores and their gradient, one block for each thread, and the row sums of one.
+    """Scores and their gradient, one block for each thread, the row sums of one, and the incoming gradient.
 
-    Source: ``cpu_flash_attention_backward`` in the same file.
+    The gradient is copied unless it lies as ``[batch, length, heads, size]``, as attention's output does in
+    most models. Source: ``cpu_flash_attention_backward`` in the same file.
     """
+    gradient = args[0]
     rows, columns = _flash_blocks(args[1], args[2])
-    return torch.get_num_threads() * 4 * 2 * rows * columns + 4 * rows
+    copy = 0 if gradient.transpose(1, 2).is_contiguous() else gradient.numel() * gradient.element_size()
+    return torch.get_num_threads() * 4 * 2 * rows * columns + 4 * rows + int(copy)
 
 
 def _flash_blocks(query: torch.Tensor, key: torch.Tensor) -> tuple[int, int]:
