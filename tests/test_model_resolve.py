@@ -106,6 +106,17 @@ def test_a_path_that_does_not_exist(name: str) -> None:
         find(name)
 
 
+@pytest.mark.parametrize("name", ["x" * 5000, "~no-such-user/model", "a\0b", "memgpt-tinny"])
+def test_a_name_that_nothing_answers_to(name: str) -> None:
+    with pytest.raises(UsageError, match=r"there is no model|does not exist"):
+        find(name)
+
+
+def test_a_near_miss_of_the_embedded_model() -> None:
+    with pytest.raises(UsageError, match=r"did you mean memgpt-tiny"):
+        find("memgpt-tinny")
+
+
 def test_a_folder_called_like_a_catalogue_model_needs_a_config(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -207,6 +218,12 @@ class TestReplacements:
     def test_a_wrong_value_is_refused_with_its_key(self) -> None:
         with pytest.raises(UsageError, match=r"gpt2: 'n_embd' \(768\) cannot be divided by 'n_head' \(7\)"):
             find("gpt2", config={"n_head": 7})
+
+    def test_a_replacement_can_mend_a_config(self, tmp_path: Path) -> None:
+        (written(tmp_path, LLAMA | {"num_hidden_layers": 0}) / "model.safetensors").touch()
+        source = find(tmp_path, config={"num_hidden_layers": 2})
+        assert len(source.architecture.layers) == 2
+        assert not source.weights_are_local
 
     def test_weights_stay_local_as_long_as_they_fit(self) -> None:
         assert find("memgpt-tiny", config={"attn_pdrop": 0.3}).weights_are_local

@@ -77,10 +77,11 @@ def find_entry(name: str) -> Entry | None:
     return _index().get(name.casefold())
 
 
-def unknown_model(name: str) -> UsageError:
-    """The error for a name that nothing answers to, with the nearest names."""
-    near = get_close_matches(name.casefold(), _index(), n=3, cutoff=0.6)
-    names = list(dict.fromkeys(_index()[match].name for match in near))
+def unknown_model(name: str, *, more: tuple[str, ...] = ()) -> UsageError:
+    """The error for a name that nothing answers to, with the nearest names, those of ``more`` among them."""
+    names_of = {known: entry.name for known, entry in _index().items()} | {known: known for known in more}
+    near = get_close_matches(name.casefold(), names_of, n=3, cutoff=0.6)
+    names = list(dict.fromkeys(names_of[match] for match in near))
     hint = f"did you mean {' or '.join(names)}? " if names else ""
     return UsageError(
         f"there is no model {name!r}: {hint or 'it is neither a path nor in the catalogue; '}"

@@ -7,7 +7,7 @@ from dataclasses import replace as with_changes
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mem_gpt_cli.errors import UsageError
+from mem_gpt_cli.errors import MemgptError, UsageError
 from mem_gpt_cli.model.config_file import decoder_part, read_config
 from mem_gpt_cli.model.entries import Entry, find_entry, unknown_model
 from mem_gpt_cli.model.families import find_family
@@ -46,15 +46,15 @@ def resolve(model: Model) -> ModelSource:
 
 def find(name: str) -> ModelSource:
     """The model of that name as it stands, without replacements; raises as ``resolve`` does."""
-    path = Path(name).expanduser()
-    if _is_a_model(path, name):
+    path = _existing(name)
+    if path is not None and _is_a_model(path, name):
         return _from_path(name, path)
-    if name == TINY:
+    if name.casefold() == TINY:
         return _embedded()
     entry = find_entry(name)
     if entry is not None:
         return _from_catalogue(entry)
-    if path.exists():
+    if path is not None:
         return _from_path(name, path)
     if _looks_like_a_path(name):
         raise UsageError(
@@ -62,7 +62,7 @@ def find(name: str) -> ModelSource:
         )
     if _HUB_ID.fullmatch(name):
         return _from_hub(name)
-    raise unknown_model(name)
+    raise unknown_model(name, more=(TINY,))
 
 
 def _checked(source: ModelSource) -> ModelSource:
@@ -74,9 +74,19 @@ def _checked(source: ModelSource) -> ModelSource:
 
 def _fits(found: ModelSource, config: dict[str, Any]) -> bool:
     """Whether the stored weights still fit: no tensor changed its shape."""
-    if find_family(str(config.get("model_type"))) is None:
-        return False
-    return with_changes(found, config=config).architecture.tensors == found.architecture.tensors
+    try:
+        return with_changes(found, config=config).architecture.tensors == found.architecture.tensors
+    except MemgptError:
+        return False  # without numbers nothing can be said of the shapes
+
+
+def _existing(name: str) -> Path | None:
+    """The path of that name; ``None`` where there is none, or the name cannot be one (too long)."""
+    try:
+        path = Path(name).expanduser()
+        return path if name and path.exists() else None
+    except (OSError, RuntimeError, ValueError):
+        return None
 
 
 def _is_a_model(path: Path, name: str) -> bool:
