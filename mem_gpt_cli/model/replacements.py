@@ -9,7 +9,7 @@ from typing import Any
 
 from mem_gpt_cli.errors import UsageError
 from mem_gpt_cli.model.families import find_family
-from mem_gpt_cli.model.families.decoder import DEFAULTS
+from mem_gpt_cli.model.families.family import Family
 
 # Keys of transformers' base config class, and rotary settings in their old and new spelling.
 _COMMON = frozenset(
@@ -36,7 +36,7 @@ def replace(config: Mapping[str, Any], replacements: Mapping[str, Any], where: s
     model_type = str(config.get("model_type"))
     family = find_family(model_type)
     aliases = family.aliases if family else {}
-    known = {*config, *_COMMON, *(family.defaults if family else DEFAULTS), *aliases}
+    known = {*config, *_COMMON, *_keys_of(family), *aliases}
     new = {aliases.get(key, key): value for key, value in config.items()}
     for key, value in replacements.items():
         if key not in known:
@@ -52,6 +52,15 @@ def replace(config: Mapping[str, Any], replacements: Mapping[str, Any], where: s
         kept = {key: before.get(key) for key in _BY_LAYER if key not in replacements}
         new |= _fit_layers(kept, before.get(layer_key), new[layer_key])
     return new
+
+
+def _keys_of(family: Family | None) -> Mapping[str, Any]:
+    """The keys that a family reads; of an unknown model type those that most decoders have."""
+    if family is not None:
+        return family.defaults
+    from mem_gpt_cli.model.families.decoder import DEFAULTS
+
+    return DEFAULTS
 
 
 def _fit_layers(lists: Mapping[str, Any], old: Any, new: Any) -> dict[str, Any]:
