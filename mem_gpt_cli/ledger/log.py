@@ -119,7 +119,7 @@ class EventLog:
 
 @dataclass(frozen=True)
 class Curves:
-    """``live[e]`` bytes after event ``e``; ``by_component[e, c]`` of them in component ``c`` of COMPONENTS."""
+    """``live[e]`` bytes after event ``e``; ``by_component[e, c]`` of them in component ``c``."""
 
     log: EventLog
     live: Int64
@@ -170,5 +170,5 @@ class Curves:
 
 
 def default_component(phase: str) -> str:
-    """What an unlabelled buffer is: an activation, or the workspace of loading and of the optimizer's step."""
+    """What an unlabelled buffer is: an activation, or workspace in loading and in the optimizer's step."""
     return "workspace" if phase in ("load", "optimizer_step", "") else "activations"

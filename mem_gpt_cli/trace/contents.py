@@ -29,7 +29,7 @@ CONSTANTS = _ARANGES | _ZEROS | _ONES | _FULLS | {aten.scalar_tensor.default}
 
 @dataclass
 class Memory:
-    """What the aliases of one storage share: whether its contents are known, and whether they are invented."""
+    """What the aliases of one storage share: whether its contents are known, and invented."""
 
     storage: int
     invented: bool = False

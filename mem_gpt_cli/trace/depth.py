@@ -15,16 +15,16 @@ from typing import Any, NamedTuple
 
 import torch
 
-from mem_gpt_cli.ledger import Curves, Operation
+from mem_gpt_cli.ledger import Curves, EventLog, Operation
 from mem_gpt_cli.report import COMPONENTS
 
 WHOLE_PATTERNS = 2
-"""Patterns in the shallower run; one more when the pattern is a single layer, so that one is in the middle."""
+"""Patterns in the shallower run; one more where the pattern is a single layer, for one in the middle."""
 
 
 @dataclass(frozen=True)
 class DepthPlan:
-    """Run ``shallow`` and ``deep`` layers to know ``full``; ``head`` layers come before the pattern begins."""
+    """Run ``shallow`` and ``deep`` layers to know ``full``; ``head`` layers come before the pattern."""
 
     shallow: int
     deep: int
@@ -81,7 +81,9 @@ def layer_kinds(layers: torch.nn.ModuleList) -> list[Hashable]:
     numbers = {
         key
         for key in switches[0]
-        if all(other.get(key) == index and other.get(key) is not False for index, other in enumerate(switches))
+        if all(
+            other.get(key) == index and other.get(key) is not False for index, other in enumerate(switches)
+        )
     }
     return [
         (shape, tuple(sorted((key, repr(value)) for key, value in switch.items() if key not in numbers)))
@@ -146,8 +148,8 @@ class NotLinearError(Exception):
 
 
 def heights(curves: Curves, plan: DepthPlan | None = None, layers: int = 0) -> dict[Place, Height]:
-    """The highest moment of each place in a run of ``layers`` layers, or of the whole model without a plan."""
-    places = [place_of(operation, curves, plan, layers) for operation in curves.log.operations]
+    """The highest moment of each place in a run of ``layers`` layers; of the whole model without a plan."""
+    places = [place_of(operation, curves.log, plan, layers) for operation in curves.log.operations]
     live = curves.live.tolist()
     found: dict[Place, int] = {}
     for event, operation in enumerate(curves.operation.tolist()):
@@ -158,9 +160,9 @@ def heights(curves: Curves, plan: DepthPlan | None = None, layers: int = 0) -> d
     return {place: Height(tuple(curves.by_component[event].tolist())) for place, event in found.items()}
 
 
-def place_of(operation: Operation, curves: Curves, plan: DepthPlan | None, layers: int) -> Place:
+def place_of(operation: Operation, log: EventLog, plan: DepthPlan | None, layers: int) -> Place:
     """Where an operation of a run of ``layers`` layers stands."""
-    span = curves.log.spans[operation.span]
+    span = log.spans[operation.span]
     match = plan and re.match(rf"{re.escape(plan.stack)}\.(\d+)(\.|$)(.*)", operation.module)
     if plan is None or not match:
         return Place(span.phase, span.occurrence, operation.name, operation.module, "")
@@ -194,9 +196,7 @@ def extrapolate(
         if place not in deep:
             continue
         low, high = height.components, deep[place].components
-        result[place] = Height(
-            tuple(low[c] + factor * (high[c] - low[c]) for c in range(width))
-        )
+        result[place] = Height(tuple(low[c] + factor * (high[c] - low[c]) for c in range(width)))
     return result
 
 

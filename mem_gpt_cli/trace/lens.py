@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from mem_gpt_cli.errors import MemgptError, UnsupportedError
 from mem_gpt_cli.ledger import EventLog
 from mem_gpt_cli.model import ModelSource, resolve
 from mem_gpt_cli.model.build import attention_note, build_on_meta
@@ -24,10 +25,13 @@ from mem_gpt_cli.trace.depth import (
     extrapolate,
     heights,
     module_at,
+    place_of,
     plan_depth,
 )
 from mem_gpt_cli.trace.events import write_events
-from mem_gpt_cli.trace.run import fake_run
+from mem_gpt_cli.trace.routing import QUESTIONS, SCENARIOS, Scenario
+from mem_gpt_cli.trace.run import FakeRun, fake_run
+from mem_gpt_cli.trace.why_not import why_not
 
 LISTED_OPERATORS = 8
 """Operators whose peaks the report lists for each phase."""
@@ -35,12 +39,18 @@ LISTED_OPERATORS = 8
 
 @dataclass
 class DryRun:
-    """What one or two fake runs say of a recipe: how high memory stands at each place of the run."""
+    """What fake runs say of a recipe: how high memory stands at each place of the run.
+
+    ``bounds`` holds the lowest and highest peak that a phase can have, where the data decides it.
+    """
 
     places: Mapping[Place, Height]
     plan: DepthPlan | None = None
     log: EventLog | None = None
     unasked_kernels: int = 0
+    certain: Set[Place] = frozenset()
+    asked: bool = False
+    bounds: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
 
     def highest(self, phase: str) -> list[tuple[Place, Height]]:
@@ -54,9 +64,106 @@ class DryRun:
             once.setdefault((place.operator, self.module(place)), (place, height))
         return list(once.values())
 
+    def peak(self, phase: str, among: Set[Place] | None = None) -> int:
+        """The highest total of a phase, among some places or all; 0 where there is none."""
+        return max(
+            (
+                height.total
+                for place, height in self.places.items()
+                if place.phase == phase and (among is None or place in among)
+            ),
+            default=0,
+        )
+
     def module(self, place: Place) -> str:
         """The path of the module at a place, in the whole model."""
         return place.module if self.plan is None else module_at(place, self.plan)
+
+
+class DryRunner:
+    """Runs one recipe on fake tensors, in as few layers and as many scenarios as it takes."""
+
+    def __init__(self, source: ModelSource, recipe: Recipe, *, full_depth: bool) -> None:
+        self.source = source
+        self.recipe = recipe
+        self.full_depth = full_depth
+
+    def run(self, plan: DepthPlan | None) -> DryRun:
+        """The dry run; with bounds where the model asks about data.
+
+        Raises:
+            UnsupportedError: for a model whose forward cannot be traced; the sentence says why.
+        """
+        try:
+            return self._bounded(plan)
+        except MemgptError:
+            raise
+        except Exception as error:  # whatever a model's own code raises on fake tensors
+            raise UnsupportedError(f"{self.source.name} cannot be traced: {why_not(error)}") from error
+
+    def _bounded(self, plan: DepthPlan | None) -> DryRun:
+        try:
+            return self._any_depth(plan, None)
+        except QUESTIONS:
+            balanced, *others = (self._any_depth(plan, scenario) for scenario in SCENARIOS)
+        if balanced.asked:
+            balanced.bounds = {
+                phase: (
+                    balanced.peak(phase, balanced.certain),
+                    max(dry.peak(phase) for dry in (balanced, *others)),
+                )
+                for phase in PHASES[self.recipe.task]
+            }
+        return balanced
+
+    def _any_depth(self, plan: DepthPlan | None, scenario: Scenario | None) -> DryRun:
+        if plan is None:
+            return self._whole(scenario)
+        try:
+            return self._shallow(plan, scenario)
+        except NotLinearError as error:
+            dry = self._whole(scenario)
+            dry.warnings.append(f"traced at full depth, because depth does not extrapolate: {error}")
+            return dry
+
+    def _whole(self, scenario: Scenario | None) -> DryRun:
+        run = self._fake_run(None, scenario)
+        return DryRun(
+            heights(run.log.curves()),
+            log=run.log,
+            unasked_kernels=run.unasked_kernels,
+            certain=certain_places(run),
+            asked=bool(run.routing and run.routing.asked_in),
+        )
+
+    def _shallow(self, plan: DepthPlan, scenario: Scenario | None) -> DryRun:
+        runs = [self._fake_run(layers, scenario) for layers in (plan.shallow, plan.deep)]
+        low, high = (
+            heights(run.log.curves(), plan, layers)
+            for run, layers in zip(runs, (plan.shallow, plan.deep), strict=True)
+        )
+        return DryRun(
+            extrapolate(low, high, plan.factor),
+            plan=plan,
+            unasked_kernels=runs[1].unasked_kernels,
+            certain=certain_places(runs[0], plan, plan.shallow),
+            asked=any(run.routing and run.routing.asked_in for run in runs),
+        )
+
+    def _fake_run(self, layers: int | None, scenario: Scenario | None) -> FakeRun:
+        model = build_on_meta(self.source, self.recipe, layers)
+        return fake_run(model, self.recipe, every_step=self.full_depth, scenario=scenario)
+
+
+def certain_places(run: FakeRun, plan: DepthPlan | None = None, layers: int = 0) -> Set[Place]:
+    """The places at which memory is the same whatever the data says."""
+    if run.routing is None:
+        return frozenset()
+    return {
+        place_of(operation, run.log, plan, layers)
+        for operation in run.log.operations
+        if run.routing.certain(operation.module)
+    }
 
 
 def trace(recipe: Recipe, *, full_depth: bool = False, events: Path | None = None) -> MemoryReport:
@@ -73,46 +180,14 @@ def trace(recipe: Recipe, *, full_depth: bool = False, events: Path | None = Non
     """
     refuse_unavailable(recipe, "trace")
     source = resolve(recipe.model)
+    full_depth = full_depth or events is not None
     with intra_op_threads(recipe.device.threads):
         whole = build_on_meta(source, recipe)
-        summary = summarise(source, whole)
-        plan = None if full_depth or events else plan_depth(whole)
-        dry = dry_run(source, recipe, whole, plan, every_step=full_depth or events is not None)
+        dry = DryRunner(source, recipe, full_depth=full_depth).run(None if full_depth else plan_depth(whole))
+    dry.warnings.extend(attention_note(whole, recipe))
     if events is not None and dry.log is not None:
         write_events(dry.log, events, resolved(recipe))
-    dry.warnings.extend(attention_note(whole, recipe))
-    return report(recipe, summary, dry)
-
-
-def dry_run(
-    source: ModelSource, recipe: Recipe, whole: torch.nn.Module, plan: DepthPlan | None, *, every_step: bool
-) -> DryRun:
-    """Run as few layers as the plan asks for, or the whole model where it is not linear in its depth."""
-    if plan is not None:
-        try:
-            return shallow_runs(source, recipe, plan)
-        except NotLinearError as error:
-            dry = whole_run(whole, recipe, every_step=every_step)
-            dry.warnings.append(f"traced at full depth, because depth does not extrapolate: {error}")
-            return dry
-    return whole_run(whole, recipe, every_step=every_step)
-
-
-def whole_run(whole: torch.nn.Module, recipe: Recipe, *, every_step: bool) -> DryRun:
-    """All layers."""
-    run = fake_run(whole, recipe, every_step=every_step)
-    return DryRun(heights(run.log.curves()), log=run.log, unasked_kernels=run.unasked_kernels)
-
-
-def shallow_runs(source: ModelSource, recipe: Recipe, plan: DepthPlan) -> DryRun:
-    """Two shallow runs, continued to the full depth."""
-    found: list[Mapping[Place, Height]] = []
-    unasked = 0
-    for layers in (plan.shallow, plan.deep):
-        run = fake_run(build_on_meta(source, recipe, layers), recipe, every_step=False)
-        found.append(heights(run.log.curves(), plan, layers))
-        unasked = run.unasked_kernels
-    return DryRun(extrapolate(found[0], found[1], plan.factor), plan=plan, unasked_kernels=unasked)
+    return report(recipe, summarise(source, whole), dry)
 
 
 def report(recipe: Recipe, model: ModelSummary, dry: DryRun) -> MemoryReport:
@@ -124,6 +199,7 @@ def report(recipe: Recipe, model: ModelSummary, dry: DryRun) -> MemoryReport:
         if not ranked:
             continue
         place, height = ranked[0]
+        lower, upper = dry.bounds.get(name, (None, None))
         phases.append(
             Phase(
                 name=name,
@@ -131,6 +207,8 @@ def report(recipe: Recipe, model: ModelSummary, dry: DryRun) -> MemoryReport:
                 components=dict(zip(COMPONENTS, height.components, strict=True)),
                 peak_operation=place.operator,
                 peak_module=dry.module(place) or None,
+                lower_bytes=lower,
+                upper_bytes=upper,
             )
         )
         operators[name] = [
@@ -144,8 +222,13 @@ def report(recipe: Recipe, model: ModelSummary, dry: DryRun) -> MemoryReport:
     warnings = list(dry.warnings)
     if dry.unasked_kernels:
         warnings.append(
-            f"{dry.unasked_kernels} reduced-precision products are too large to ask the CPU for their scratch "
-            "memory; it is not counted"
+            f"{dry.unasked_kernels} reduced-precision products are too large to ask the CPU for their "
+            "scratch memory; it is not counted"
+        )
+    if dry.bounds:
+        warnings.append(
+            "which tokens go to which expert is up to the data: the peaks are those of an even choice, and "
+            "each phase has a lower and an upper bound"
         )
     plan = dry.plan
     return MemoryReport(

@@ -2,8 +2,8 @@
 
 oneDNN's products and the packed copies of bf16 attention need scratch memory whose size depends on the
 instruction set (AVX2, AVX-512, AMX) and on blocking heuristics. So the dry run notes each distinct call, and
-when it is over runs each of them once, on zeros, under the allocator's record. Products too large for that are
-left out: beside their operands their scratch is small.
+when it is over runs each of them once, on zeros, under the allocator's record. Products too large for that
+are left out: beside their operands their scratch is small.
 """
 
 from __future__ import annotations

@@ -1,23 +1,22 @@
 """Answers to what a model asks about data in a trace, where there is none.
 
 A mixture of experts in its plain form asks which tokens go to which expert, and what it then allocates
-follows from the answer. ``routing`` invents the choice of experts, at one of three extremes, and what follows
-from it is computed (see ``contents``). The extremes bound the memory of a loop over experts, because the
-bytes at each event of the loop grow linearly with the tokens of each expert:
+follows from the answer. ``routing`` invents the choice of experts, and what follows from it is computed (see
+``contents``). Three choices are offered:
 
 ``balanced``
-    Row after row takes the next experts, so that none has more tokens than it must: the fullest expert needs
-    least while it runs.
+    Row after row takes the next experts, so that none has more tokens than it must: what training aims at.
 ``concentrated``
-    All tokens choose the same experts, which then need most: the upper bound of a forward pass.
+    All tokens choose the same experts.
 ``spilled``
-    The same, but for two choices that go to the last experts. Those come first in backward, so that the
-    gradients of whole stacks of experts are there, and are added up, beside what was saved for all of the
-    other choices: the upper bound of a backward pass.
+    The same, but for a few choices, one for each of the other experts. Those come first in backward, so that
+    the gradients of whole stacks of experts are there, and are added up, beside what was saved for all of the
+    other choices.
 
-What a training step saves for backward is the same in sum for every choice, but when it is freed is not.
-Within the experts of a training step no extreme is the least; but outside of them the choice makes no
-difference, so the highest event there (``Routing.certain``) bounds every run from below.
+The bytes at each event of a loop over experts grow linearly with the tokens of each expert, so full experts
+need the most: ``concentrated`` and ``spilled`` together are the upper bound. No choice is the least at every
+event, because buffers of one expert outlive its turn. But outside of the experts the choice makes no
+difference: the highest event there (``Routing.certain``) is the lower bound.
 """
 
 from __future__ import annotations
@@ -38,15 +37,10 @@ from torch.utils._pytree import tree_map
 from mem_gpt_cli.trace.contents import contents, follow, keep, on_contents, tensors
 
 Scenario = Literal["balanced", "concentrated", "spilled"]
-SCENARIOS: dict[str, tuple[Scenario, ...]] = {
-    "inference": ("balanced", "concentrated"),
-    "training": ("balanced", "concentrated", "spilled"),
-}
-"""The scenarios that bound a task. The highest peak of all is the upper bound. The lower bound is the peak of
-the first scenario: in inference as it is, in training over the ``certain`` events alone."""
+SCENARIOS: tuple[Scenario, ...] = ("balanced", "concentrated", "spilled")
 
 aten = torch.ops.aten
-_QUESTIONS = (DataDependentOutputException, DynamicOutputShapeException)
+QUESTIONS = (DataDependentOutputException, DynamicOutputShapeException)
 
 
 class Routing(TorchDispatchMode):
@@ -73,7 +67,7 @@ class Routing(TorchDispatchMode):
         kwargs = kwargs or {}
         try:
             result = func(*args, **kwargs)
-        except _QUESTIONS:
+        except QUESTIONS:
             return self._answer(func, args, kwargs)
         choose = _CHOICES.get(func)
         if choose is not None and contents(args[0]) is None:
@@ -150,14 +144,16 @@ def _chosen(scenario: Scenario, rows: int, among: int, count: int) -> torch.Tens
         return (torch.arange(rows)[:, None] * count + same) % among
     if scenario == "concentrated":
         return same
-    spilled = min(2, rows, among - count)
+    columns = max(1, count - 2)  # two experts stay full, where a row chooses so many
+    spilled = min(among - count, rows * columns, among if count > 1 else 2)
     chosen = same.clone()
-    chosen[:spilled, 0] = torch.arange(among - spilled, among)
+    places = torch.arange(spilled)
+    chosen[places % rows, places // rows] = among - spilled + places
     return chosen
 
 
 def _choice(scenario: Scenario, scores: torch.Tensor, indices: torch.Tensor, dim: int, count: int) -> Any:
-    """The contents of ``indices``, which hold ``count`` choices along ``dim`` of ``scores``, ``None`` if empty."""
+    """The contents of ``indices``: ``count`` choices along ``dim`` of ``scores``; ``None`` for empty ones."""
     if indices.numel() == 0 or scores.dim() == 0:
         return None
     others = [size for d, size in enumerate(scores.shape) if d != dim % scores.dim()]

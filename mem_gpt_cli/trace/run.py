@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +14,7 @@ from mem_gpt_cli.model.build import initialise, materialise
 from mem_gpt_cli.recipe.schema import Recipe
 from mem_gpt_cli.trace.faithful import like_the_real_run
 from mem_gpt_cli.trace.kernels import CpuKernels
+from mem_gpt_cli.trace.routing import Routing, Scenario, routing
 from mem_gpt_cli.workload import Inference, workload_of
 
 RECORDED_STEPS = 1
@@ -21,26 +23,36 @@ RECORDED_STEPS = 1
 
 @dataclass(frozen=True)
 class FakeRun:
-    """What a fake run leaves: its events, and how many kernels were too large to ask for their scratch."""
+    """What a fake run leaves: its events, how many kernels were too large to ask for their scratch, and
+    who asked about data.
+    """
 
     log: EventLog
     unasked_kernels: int
+    routing: Routing | None = None
 
 
-def fake_run(model: torch.nn.Module, recipe: Recipe, *, every_step: bool) -> FakeRun:
+def fake_run(
+    model: torch.nn.Module, recipe: Recipe, *, every_step: bool, scenario: Scenario | None = None
+) -> FakeRun:
     """Run the recipe's workload on fake tensors and record its memory.
 
     Args:
         model: the model on ``meta``; it is given (fake) memory here, as the first thing that is recorded.
         recipe: the options and the sizes.
         every_step: run each decode step; else only those at the two ends of the generation.
+        scenario: what to answer where the model asks about data; without one, such a question is an error.
     """
     kernels = CpuKernels()
+    oracle: Routing | None = None
     with FakeTensorMode(allow_non_fake_inputs=True), like_the_real_run():
         ledger = Ledger(logits_width=vocabulary(model), kernel_buffers=kernels)
         ledger.modules.name(model)
         workload = workload_of(recipe)
-        with ledger:
+        with ExitStack() as stack:
+            if scenario is not None:
+                oracle = stack.enter_context(routing(scenario, ledger.modules.current))
+            stack.enter_context(ledger)
             with ledger.phase("load"):
                 materialise(model, torch.device("cpu"))
                 ledger.mark("weights", [*model.parameters(), *model.buffers()])
@@ -52,7 +64,7 @@ def fake_run(model: torch.nn.Module, recipe: Recipe, *, every_step: bool) -> Fak
             else:
                 workload.run(model, tokens, ledger)
     kernels.probe.answer(ledger.log)
-    return FakeRun(ledger.log, kernels.probe.too_large)
+    return FakeRun(ledger.log, kernels.probe.too_large, oracle)
 
 
 def ends_only(workload: Inference, model: torch.nn.Module, tokens: torch.Tensor, ledger: Ledger) -> None:
