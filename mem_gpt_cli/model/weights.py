@@ -113,15 +113,22 @@ def _from_transformers(folder: Path, model: torch.nn.Module) -> Iterator[tuple[s
     """Each tensor as transformers' own loader reads a folder, for names that it has to translate."""
     with _without_progress_bars():
         try:
-            donor = type(model).from_pretrained(  # type: ignore[attr-defined]
-                str(folder), config=model.config, dtype=model.dtype, local_files_only=True
+            donor, found = type(model).from_pretrained(  # type: ignore[attr-defined]
+                str(folder),
+                config=model.config,
+                dtype=model.dtype,
+                local_files_only=True,
+                output_loading_info=True,
             )
         except (OSError, RuntimeError, ValueError) as error:
             raise EnvironmentUnavailableError(
                 f"the weights in {folder} cannot be read ({str(error).splitlines()[0]}): "
                 "fetch the model again, or use model.weights=random"
             ) from error
-    yield from donor.state_dict().items()
+    lacking = found["missing_keys"]  # the loader fills these with random numbers, and only logs it
+    for name, tensor in donor.state_dict().items():
+        if name not in lacking:
+            yield name, tensor
 
 
 @contextmanager

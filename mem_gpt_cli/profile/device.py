@@ -84,19 +84,11 @@ def _cuda_index(name: str) -> int:
             "use device=cpu, or `memgpt estimate --trace` for a prediction"
         )
     count = torch.cuda.device_count()
-    if name.lower().startswith("cuda"):
-        index = int(name.partition(":")[2] or 0)
-        if index < count:
-            return index
-        raise EnvironmentUnavailableError(
-            f"device.name: there is no {name!r}: this machine has {count} GPU(s), counted from cuda:0"
-        )
-    names = [torch.cuda.get_device_name(index) for index in range(count)]
-    for index, present in enumerate(names):
-        if name.lower() in present.lower():
-            return index
+    index = int(name.partition(":")[2] or torch.cuda.current_device())
+    if index < count:
+        return index
     raise EnvironmentUnavailableError(
-        f"device.name: there is no {name!r} here, this machine has {', '.join(names)}: use device=cuda"
+        f"device.name: there is no {name!r}: this machine has {count} GPU(s), counted from cuda:0"
     )
 
 
