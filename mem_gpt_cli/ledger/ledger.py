@@ -97,7 +97,7 @@ class Ledger(TorchDispatchMode):
 
     def __exit__(self, *exc: object) -> None:
         self._rng_state.stop()
-        super().__exit__(*exc)  # type: ignore[arg-type]
+        super().__exit__(*exc)
         self.modules.detach()
 
     def __torch_dispatch__(

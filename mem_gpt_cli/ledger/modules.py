@@ -46,7 +46,7 @@ class ModulePath:
 
     def current(self) -> str:
         """The path now; empty outside the model."""
-        node = torch._C._current_autograd_node()
+        node: Any = torch._C._current_autograd_node()
         if self._stack:
             path = self._stack[-1]
             if node is None and path:

@@ -48,7 +48,7 @@ def flash_attention(args: tuple[Any, ...], kwargs: Mapping[str, Any], result: An
     """
     query, key = args[0], args[1]
     rows, columns = _flash_blocks(query, key)
-    return torch.get_num_threads() * 4 * (rows * columns + 2 * rows + rows * query.shape[-1])
+    return int(torch.get_num_threads() * 4 * (rows * columns + 2 * rows + rows * query.shape[-1]))
 
 
 def flash_attention_backward(args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any) -> int:  # noqa: ARG001

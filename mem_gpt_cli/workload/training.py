@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -51,4 +51,4 @@ class Training:
             observer.mark("optimizer_state", state_tensors(optimizer))
         optimizer.zero_grad(set_to_none=True)
         del held
-        return loss.detach()
+        return cast(torch.Tensor, loss.detach())

