@@ -9,9 +9,7 @@ Kernel = Literal["eager", "fused", "math"]
 BOOL = 1
 
 
-def kernel(
-    backend: str, device: str, *, dropout: float, equal_widths: bool, masked: bool, query_bytes: int = 4
-) -> Kernel:
+def kernel(backend: str, device: str, *, dropout: float, equal_widths: bool) -> Kernel:
     """What ``F.scaled_dot_product_attention`` picks: one fused kernel, or products and a softmax (``math``).
 
     On CPU the fused kernel takes no dropout and needs keys as wide as values
@@ -24,14 +22,11 @@ def kernel(
         device: ``cpu`` or ``cuda``.
         dropout: probability that is in force (0 in inference).
         equal_widths: whether a value head is as wide as a key head.
-        masked: whether a mask is passed beside the causal flag.
-        query_bytes: width of one element of the queries.
     """
     if backend == "eager":
         return "eager"
     if device == "cpu":
         return "fused" if not dropout and equal_widths else "math"
-    del masked, query_bytes
     return "fused"
 
 

@@ -11,6 +11,7 @@ from mem_gpt_cli.estimate.latent import latent_projections
 from mem_gpt_cli.estimate.norms import rms_norm
 from mem_gpt_cli.estimate.rotary import rotate_both
 from mem_gpt_cli.estimate.tape import Tape, Tensor
+from mem_gpt_cli.kv_cache import cost as cache_cost
 from mem_gpt_cli.model.architecture import Attention, Layer
 
 
@@ -69,16 +70,10 @@ def attend(run: Pass, part: Attention, q: Tensor, k: Tensor, v: Tensor) -> tuple
     """Scores, softmax and weighted values, by the kernel that the backend comes down to."""
     heads = part.heads if part.kv_lora_rank is not None else part.kv_heads
     keys = k.numel // (run.batch * heads * part.head_dim)
-    mask = run.masks.get(part.window)
+    mask = run.masks.get(cache_cost.span(part))
     dropout = run.dropout(part.dropout)
-    choice = attention_cost.kernel(
-        run.backend,
-        run.device,
-        dropout=dropout,
-        equal_widths=part.head_dim == part.value_dim,
-        masked=mask is not None,
-        query_bytes=q.item,
-    )
+    equal = part.head_dim == part.value_dim
+    choice = attention_cost.kernel(run.backend, run.device, dropout=dropout, equal_widths=equal)
     if choice == "eager":
         return _eager(run, part, q, k, v, keys, mask, dropout)
     return _sdpa(run, part, q, k, v, keys, mask, dropout, fused=choice == "fused"), None

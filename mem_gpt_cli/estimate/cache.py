@@ -5,7 +5,8 @@ from __future__ import annotations
 from mem_gpt_cli.estimate import ops
 from mem_gpt_cli.estimate.books import KV_CACHE
 from mem_gpt_cli.estimate.forward_pass import CacheLayer, Pass
-from mem_gpt_cli.estimate.tape import Tensor
+from mem_gpt_cli.estimate.tape import Tape, Tensor
+from mem_gpt_cli.kv_cache import cost as cache_cost
 from mem_gpt_cli.model.architecture import Attention
 
 
@@ -18,14 +19,23 @@ def update_cache(run: Pass, part: Attention, index: int, k: Tensor, v: Tensor) -
     assert run.cache is not None
     held = run.cache.pop(index, None)
     tokens = (held.tokens if held else 0) + run.tokens
-    kept = tokens if part.window is None else min(tokens, part.window - 1)
+    width = cache_cost.span(part)
+    kept = tokens if width is None else min(tokens, width - 1)
     keys = ops.concatenate(run.tape, (held.keys, k) if held else (k,), slot=KV_CACHE)
     old_values = held.values if held else None
-    if part.window is None:
+    if width is None:
         held = None
     values = _appended(run, old_values, v, keys.item)
-    run.cache[index] = CacheLayer(_last(keys, kept, tokens), _last(values, kept, tokens), kept)
+    window = held.window if held else window_number(run.tape, part)
+    run.cache[index] = CacheLayer(_last(keys, kept, tokens), _last(values, kept, tokens), kept, window)
     return keys, values
+
+
+def window_number(tape: Tape, part: Attention) -> Tensor | None:
+    """The one number that ``DynamicSlidingWindowLayer`` holds on the device."""
+    if cache_cost.span(part) is None:
+        return None
+    return tape.new(1, cache_cost.WINDOW_NUMBER, "tensor", KV_CACHE)
 
 
 def _appended(run: Pass, old: Tensor | None, new: Tensor, item: int) -> Tensor:

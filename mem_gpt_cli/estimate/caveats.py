@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from mem_gpt_cli.estimate.dialect import dialect_of
+from mem_gpt_cli.kv_cache import cost as cache_cost
 from mem_gpt_cli.quantization import cost as quantization_cost
 from mem_gpt_cli.recipe.schema import Recipe
 
@@ -52,8 +53,9 @@ def _attention(recipe: Recipe, architecture: Architecture) -> Iterator[str]:
 
 def _windows(recipe: Recipe, architecture: Architecture) -> Iterator[str]:
     lengths = recipe.lengths
-    for window in sorted({w for x in architecture.layers if (w := x.attention.window)}):
-        count = sum(layer.attention.window == window for layer in architecture.layers)
+    spans = [cache_cost.span(layer.attention) for layer in architecture.layers]
+    for window in sorted({width for width in spans if width}):
+        count = spans.count(window)
         if recipe.task == "inference" and lengths.seq > window and recipe.kv_cache.kind != "none":
             yield (
                 f"{count} of {len(architecture.layers)} layers see a window of {window:,} tokens: "

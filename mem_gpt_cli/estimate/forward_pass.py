@@ -11,16 +11,21 @@ from mem_gpt_cli.estimate import ops
 from mem_gpt_cli.estimate.books import FP32, INPUTS, MASK
 from mem_gpt_cli.estimate.dialect import Dialect
 from mem_gpt_cli.estimate.tape import Parameter, Tape, Tensor
+from mem_gpt_cli.kv_cache import cost as cache_cost
 from mem_gpt_cli.model.architecture import Architecture
 
 
 @dataclass
 class CacheLayer:
-    """What one layer's cache keeps; ``tokens`` of them are visible, the storage may be longer."""
+    """What one layer's cache keeps; ``tokens`` are visible, the storages may be longer.
+
+    ``window`` is the number that a sliding window's layer keeps as a tensor of its own.
+    """
 
     keys: Tensor
     values: Tensor
     tokens: int
+    window: Tensor | None = None
 
 
 @dataclass
@@ -72,8 +77,8 @@ class Pass:
     def prepare(self) -> None:
         """Make what all layers share: a mask for each width of window, the rotary tables."""
         layers = self.architecture.layers
-        for window in {layer.attention.window for layer in layers}:
-            self._make_mask(window)
+        for width in {cache_cost.span(layer.attention) for layer in layers}:
+            self._make_mask(width)
         widths = [layer.attention.rotary_dim for layer in layers if layer.attention.rotary_dim]
         if widths:
             self.rotary = self._rotary_tables(max(widths))

@@ -15,6 +15,7 @@ from mem_gpt_cli.estimate.books import (
     Moment,
     Storage,
 )
+from mem_gpt_cli.estimate.cache import window_number
 from mem_gpt_cli.estimate.decoder import INT64, WIDTHS, Decoder
 from mem_gpt_cli.estimate.forward_pass import CacheLayer
 from mem_gpt_cli.estimate.tape import Tensor
@@ -106,12 +107,13 @@ def filled_cache(decoder: Decoder, tokens: int, items: Sequence[tuple[int, int]]
     for index, layer in enumerate(decoder.architecture.layers):
         part = layer.attention
         held = cache_cost.stored_tokens(part, tokens, decoded=True)
-        kept = held if part.window is None else min(held, part.window - 1)
+        width = cache_cost.span(part)
+        kept = held if width is None else min(held, width - 1)
         sides = []
         for width, item in zip(cache_cost.widths(part), items[index], strict=True):
             whole = tape.new(batch * held * width, item, "cat", KV_CACHE)
             sides.append(Tensor(batch * kept * width, item, whole.storage))
-        cache[index] = CacheLayer(sides[0], sides[1], kept)
+        cache[index] = CacheLayer(sides[0], sides[1], kept, window_number(tape, part))
     return cache
 
 

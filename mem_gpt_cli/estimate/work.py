@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from mem_gpt_cli.attention import cost as attention_cost
+from mem_gpt_cli.kv_cache import cost as cache_cost
 from mem_gpt_cli.model.architecture import Architecture
 from mem_gpt_cli.recipe.schema import Recipe
 
@@ -34,7 +35,7 @@ def forward_flops(architecture: Architecture, queries: int, keys: int) -> int:
     attended = 0
     for layer in architecture.layers:
         part = layer.attention
-        seen = keys if part.window is None else min(keys, part.window)
+        seen = min(keys, cache_cost.span(part) or keys)
         attended += attention_cost.score_flops(1, part.heads, queries, seen, part.head_dim, part.value_dim)
     return 2 * linear * queries + attended
 

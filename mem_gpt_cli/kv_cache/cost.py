@@ -4,6 +4,14 @@ from __future__ import annotations
 
 from mem_gpt_cli.model.architecture import Architecture, Attention
 
+WINDOW_NUMBER = 8
+"""A sliding window's layer holds its width as a tensor of one int64."""
+
+
+def span(attention: Attention) -> int | None:
+    """How many tokens a layer looks back on at most: its window or its chunk, which caches treat alike."""
+    return attention.window or attention.chunk
+
 
 def elements_per_token(attention: Attention) -> int:
     """Elements that one token adds to one layer's cache.
@@ -29,23 +37,25 @@ def stored_tokens(attention: Attention, tokens: int, *, decoded: bool) -> int:
     A sliding window shows ``window - 1`` of them, but they are a view: after a prefill its storage is as long
     as the prompt, after a decode step it has ``window`` (``cache_utils.DynamicSlidingWindowLayer``).
     """
-    window = attention.window or attention.chunk
-    if window is None or not decoded:
+    width = span(attention)
+    if width is None or not decoded:
         return tokens
-    return min(tokens, window)
+    return min(tokens, width)
 
 
 def cache_bytes(
     architecture: Architecture, batch: int, tokens: int, item: int, *, decoded: bool = False
 ) -> int:
-    """Bytes of a cache that holds ``tokens`` of each of ``batch`` sequences, ``item`` bytes an element."""
-    return sum(
-        batch
-        * stored_tokens(layer.attention, tokens, decoded=decoded)
-        * elements_per_token(layer.attention)
-        * item
-        for layer in architecture.layers
-    )
+    """Bytes of a cache that holds ``tokens`` of each of ``batch`` sequences, ``item`` bytes an element.
+
+    ``decoded`` says that a decode step has been taken since the prefill.
+    """
+    total = 0
+    for layer in architecture.layers:
+        held = batch * stored_tokens(layer.attention, tokens, decoded=decoded)
+        total += held * elements_per_token(layer.attention) * item
+        total += WINDOW_NUMBER if span(layer.attention) else 0
+    return total
 
 
 def widths(attention: Attention) -> tuple[int, int]:
