@@ -90,14 +90,14 @@ class Ledger(TorchDispatchMode):
 
     def __enter__(self) -> Ledger:
         self.modules.attach()
-        super().__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]
         self._rng_state = mock.patch.object(torch, "get_rng_state", self._counted(torch.get_rng_state))
         self._rng_state.start()
         return self
 
     def __exit__(self, *exc: object) -> None:
         self._rng_state.stop()
-        super().__exit__(*exc)
+        super().__exit__(*exc)  # type: ignore[no-untyped-call]
         self.modules.detach()
 
     def __torch_dispatch__(

@@ -184,7 +184,7 @@ def trace(recipe: Recipe, *, full_depth: bool = False, events: Path | None = Non
     with intra_op_threads(recipe.device.threads):
         whole = build_on_meta(source, recipe)
         dry = DryRunner(source, recipe, full_depth=full_depth).run(None if full_depth else plan_depth(whole))
-    dry.warnings.extend(attention_note(whole, recipe))
+    dry.warnings.extend((*source.notes, *attention_note(whole, recipe)))
     if events is not None and dry.log is not None:
         write_events(dry.log, events, resolved(recipe))
     return report(recipe, summarise(source, whole), dry)
