@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 
 from mem_gpt_cli.ledger import Moment
+from mem_gpt_cli.ledger.timeline import timeline_of
 from mem_gpt_cli.model import resolve
 from mem_gpt_cli.model.build import build_on_meta
 from mem_gpt_cli.model.facts import summarise, vocabulary
@@ -21,7 +22,6 @@ from mem_gpt_cli.profile.positions import refuse_beyond_positions
 from mem_gpt_cli.profile.progress import Progress, Ticker
 from mem_gpt_cli.profile.run import Job
 from mem_gpt_cli.profile.speed import CleanRun, clean_run
-from mem_gpt_cli.profile.timeline import timeline_of
 from mem_gpt_cli.recipe import refuse_unavailable, resolved
 from mem_gpt_cli.recipe.schema import Recipe
 from mem_gpt_cli.report import PHASES, MemoryReport, Phase
@@ -56,7 +56,9 @@ def profile(
     job = prepare(recipe)
     measured = passes_over(job, Ticker(progress, job.steps * (2 if passes == "both" else 1)), passes)
     if timeline is not None:
-        write(timeline_of(measured.account, _title(job)), timeline)
+        account = measured.account
+        seconds = (account.time_ns - account.time_ns[0]) / 1e9
+        write(timeline_of(account, _title(job), seconds), timeline)
     return report(job, measured)
 
 

@@ -14,7 +14,7 @@ from mem_gpt_cli.profile.progress import Ticker, Ticking
 from mem_gpt_cli.profile.run import Job, run
 
 
-class TimedLedger(Ledger):  # type: ignore[no-untyped-call]
+class TimedLedger(Ledger):
     """A ledger that knows when, and where in the device's memory."""
 
     def __init__(self, vocabulary: int) -> None:

@@ -14,6 +14,7 @@ from mem_gpt_cli.report.timeline_picture import (
     NAMELESS,
     NARROW,
     byte_unit,
+    outline,
     peak_label,
     phase_label,
 )
@@ -76,7 +77,7 @@ def _total(figure: Any, shown: Timeline, divisor: int) -> None:
             customdata=[render_bytes(count) for count in allocated.tolist()],
             hovertemplate="<b>%{customdata}</b>",
             mode="lines",
-            line={"width": 1, "shape": "hv", "color": INK},
+            line={"width": outline(shown, 1.0), "shape": "hv", "color": INK},
         )
     )
 

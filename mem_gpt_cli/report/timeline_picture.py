@@ -12,6 +12,8 @@ from mem_gpt_cli.report.timeline import Peak, Stretch, Timeline, thinned
 BUCKETS = 1600
 INK = "#1F2933"
 FAINT = "#7B8794"
+OUTLINED = 2500
+"""Most events with a line around them."""
 NARROW = 0.055
 """Share of the axis below which a phase's name does not fit into its stretch."""
 NAMELESS = 0.012
@@ -58,7 +60,12 @@ def _areas(axes: Any, timeline: Timeline, divisor: int) -> None:
             label=name.replace("_", " "),
         )
         below = above
-    axes.step(timeline.position, below, where="post", color=INK, linewidth=0.6)
+    axes.step(timeline.position, below, where="post", color=INK, linewidth=outline(timeline, 0.6))
+
+
+def outline(timeline: Timeline, width: float) -> float:
+    """The width of the line around the areas: none where it would go up and down so often as to hide them."""
+    return width if len(timeline.position) <= OUTLINED else 0.0
 
 
 def _phases(axes: Any, timeline: Timeline) -> None:
