@@ -41,6 +41,7 @@ SCENARIOS: tuple[Scenario, ...] = ("balanced", "concentrated", "spilled")
 
 aten = torch.ops.aten
 QUESTIONS = (DataDependentOutputException, DynamicOutputShapeException)
+"""What torch raises where a fake run asks about data."""
 
 
 class Routing(TorchDispatchMode):
