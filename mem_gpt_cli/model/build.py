@@ -97,7 +97,8 @@ def build_on_meta(source: ModelSource, recipe: Recipe, layers: int | None = None
             model = of_attention("eager")  # what transformers itself takes for such a model; see attention_note
     model.tie_weights()  # no_init_weights leaves this out too
     if recipe.checkpointing.policy == "full":
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
+        enable({"use_reentrant": False})  # transformers before 5.20 has the older name alone
     return model  # type: ignore[no-any-return]
 
 

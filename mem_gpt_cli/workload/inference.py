@@ -52,6 +52,7 @@ class Inference:
 
     def prefill(self, model: torch.nn.Module, tokens: torch.Tensor, observer: Observer) -> State:
         """The prompt in one pass, and the first new token."""
+        observer.mark("activations", [tokens])
         with observer.phase("prefill"):
             return self._forward(model, State(tokens, None), tokens, observer)
 

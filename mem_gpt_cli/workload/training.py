@@ -28,6 +28,7 @@ class Training:
 
     def run(self, model: torch.nn.Module, tokens: torch.Tensor, observer: Observer) -> torch.Tensor:
         """Train on ``tokens``, ``[batch, seq]``; returns the loss of the last step, a scalar."""
+        observer.mark("activations", [tokens])
         for _ in range(self.recipe.workload.steps):
             loss = self.step(model, tokens, observer)
         return loss
