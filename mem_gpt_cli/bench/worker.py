@@ -36,6 +36,11 @@ class Worker:
         self._events = -1
         self._stderr: IO[bytes] | None = None
 
+    @property
+    def pid(self) -> int | None:
+        """The process's number; ``None`` where none is running."""
+        return self._process.pid if self._process else None
+
     def run(
         self, recipe: Recipe, lenses: Sequence[Lens], timeout_s: float | None, on_phase: OnPhase
     ) -> Outcome:

@@ -1,0 +1,297 @@
+"""``memgpt bench`` end to end: real cells in real processes, and what kills them."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from mem_gpt_cli.bench import sweep, worker
+from mem_gpt_cli.bench.cell import run_cell
+from mem_gpt_cli.bench.columns import COLUMNS
+from mem_gpt_cli.bench.outcome import Outcome
+from mem_gpt_cli.bench.store import Store, typed
+from mem_gpt_cli.cli.main import run
+from mem_gpt_cli.recipe import load_recipe
+from mem_gpt_cli.recipe.schema import Recipe
+from mem_gpt_cli.report.model import COMPONENTS, Lens
+
+SMALL = """
+device: {name: cpu, threads: 1}
+model: {name: gpt2, weights: random, config: {n_layer: 2, n_embd: 32, n_head: 2, vocab_size: 301}}
+"""
+CELLS = """
+sweep:
+  baseline: {attention.backend: sdpa}
+  cells:
+    - {task: inference, attention.backend: eager, workload.prompt_tokens: 40, workload.new_tokens: 3}
+    - {task: inference, attention.backend: sdpa, workload.prompt_tokens: 40, workload.new_tokens: 3}
+    - {task: training, attention.backend: sdpa, workload.seq: 24}
+    - {task: training, attention.backend: sdpa, workload.seq: 1000, workload.batch: 16}
+"""
+ESTIMATE = ("--lenses", "estimate")
+KILLED, STARVED = 2, 3
+ROOM_BYTES = 16 * 2**20
+
+
+class HarmedWorker(worker.Worker):
+    """A worker to whose process something happens in the middle of a training's forward."""
+
+    def run(
+        self,
+        recipe: Recipe,
+        lenses: Sequence[Lens],
+        timeout_s: float | None,
+        on_phase: Callable[[str, int, int], None],
+    ) -> Outcome:
+        def harm(phase: str, step: int, steps: int) -> None:
+            assert self.pid is not None
+            if phase == "forward" and recipe.workload.seq == 24:
+                os.kill(self.pid, signal.SIGKILL)
+            elif phase == "forward" and step < 4:
+                size = int(Path(f"/proc/{self.pid}/statm").read_text().split()[0]) * resource.getpagesize()
+                resource.prlimit(self.pid, resource.RLIMIT_AS, (size + ROOM_BYTES,) * 2)
+            on_phase(phase, step, steps)
+
+        return super().run(recipe, lenses, timeout_s, harm)
+
+
+class Answer(NamedTuple):
+    code: int
+    out: str
+    err: str
+    path: Path
+    rows: dict[int, dict[str, str]]
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def recipe_file(folder: Path, text: str) -> Path:
+    path = folder / "small.yaml"
+    path.write_text(text)
+    return path
+
+
+@pytest.fixture(scope="module")
+def harmed(tmp_path_factory: pytest.TempPathFactory) -> Answer:
+    """Four cells: two that run, one that is killed, one whose memory runs out."""
+    folder = tmp_path_factory.mktemp("bench")
+    path, table = recipe_file(folder, SMALL + CELLS), folder / "out" / "small.csv"
+    with pytest.MonkeyPatch.context() as patch, (folder / "printed").open("w+") as printed:
+        patch.setattr(sweep, "Worker", HarmedWorker)
+        patch.setenv("COLUMNS", "80")
+        patch.setattr(sys, "stdout", printed)
+        code = run(["bench", str(path), "--csv", str(table)])
+        printed.seek(0)
+        out = printed.read()
+    rows = {int(row["cell"]): row for row in rows_of(table)}
+    return Answer(code, out, "", table, rows)
+
+
+def test_every_cell_has_its_row_whatever_became_of_it(harmed: Answer) -> None:
+    assert {index: row["status"] for index, row in harmed.rows.items()} == {
+        0: "ok",
+        1: "ok",
+        KILLED: "error",
+        STARVED: "oom",
+    }
+    assert harmed.code == 5
+    with harmed.path.open(newline="") as file:
+        assert tuple(next(csv.reader(file))) == COLUMNS
+
+
+def test_what_was_predicted_and_measured_is_in_the_row(harmed: Answer) -> None:
+    row = typed(harmed.rows[0])
+    assert row["lenses"] == ["estimate", "trace", "profile"]
+    assert row["values"]["workload.prompt_tokens"] == row["prompt_tokens"] == 40
+    assert (row["seq"], row["new_tokens"], row["attention"]) == (43, 3, "eager")
+    measured = row["measured_peak_bytes"]
+    assert abs(row["trace_residual_bytes"]) <= 4096
+    for lens in ("formula", "trace"):
+        off = row[f"{lens}_peak_bytes"] - measured
+        assert row[f"{lens}_residual_bytes"] == off
+        assert row[f"{lens}_residual_percent"] == pytest.approx(100 * off / measured)
+    assert sum(row[f"measured_peak_{name}_bytes"] for name in COMPONENTS) == measured
+    assert max(row[f"measured_{name}_bytes"] for name in ("load", "prefill", "decode")) == measured
+    assert row["process_bytes"] > measured
+    assert row["tokens_per_s"] > 0
+    assert row["ttft_ms"] > 0
+
+
+def test_what_is_not_available_is_an_empty_cell(harmed: Answer) -> None:
+    row = harmed.rows[0]
+    for column in (
+        "step_s",
+        "reserved_bytes",
+        "device_bytes",
+        "measured_forward_bytes",
+        "error",
+        "failed_phase",
+    ):
+        assert row[column] == "", column
+
+
+def test_a_row_is_compared_with_its_baseline_though_that_stands_later(harmed: Answer) -> None:
+    eager, sdpa = typed(harmed.rows[0]), typed(harmed.rows[1])
+    assert eager["baseline_cell"] == sdpa["baseline_cell"] == 1
+    assert sdpa["memory_ratio"] == sdpa["speed_ratio"] == 1
+    assert eager["memory_ratio"] == pytest.approx(eager["measured_peak_bytes"] / sdpa["measured_peak_bytes"])
+    assert eager["speed_ratio"] == pytest.approx(eager["tokens_per_s"] / sdpa["tokens_per_s"])
+
+
+def test_a_killed_cell_keeps_what_it_had_answered(harmed: Answer) -> None:
+    row = typed(harmed.rows[KILLED])
+    assert row["failed_phase"] == "forward"
+    assert "SIGKILL" in row["error"]
+    assert row["trace_peak_bytes"] > row["formula_load_bytes"] > 0
+    assert row["measured_peak_bytes"] is None
+    assert row["trace_residual_bytes"] is None
+
+
+def test_out_of_memory_is_a_row_with_its_phase_and_its_predicted_need(harmed: Answer) -> None:
+    row = typed(harmed.rows[STARVED])
+    assert row["failed_phase"] == "forward"
+    assert row["trace_peak_bytes"] > ROOM_BYTES
+    assert "allocate memory" in row["error"]
+
+
+def test_the_table_has_a_line_a_cell_and_fits_80_columns(harmed: Answer) -> None:
+    lines = harmed.out.splitlines()
+    assert max(map(len, lines)) <= 80
+    text = " ".join(harmed.out.split())
+    for words in ("baseline", "attention eager", "oom", "error", "tokens/s"):
+        assert words in text
+
+
+def test_resume_runs_what_is_not_ok_and_keeps_the_rest(
+    harmed: Answer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = tmp_path / "small.csv"
+    lines = harmed.path.read_text().splitlines(keepends=True)
+    table.write_text("".join(lines[:3]))  # the two good rows
+    small = SMALL + CELLS.replace("workload.seq: 1000, workload.batch: 16", "workload.seq: 25")
+    code = run(
+        ["bench", str(recipe_file(tmp_path, small)), "--csv", str(table), "--resume", "--json", *ESTIMATE]
+    )
+    answer = json.loads(capsys.readouterr().out)
+    assert code == 0
+    assert answer["statuses"] == {"ok": 4}
+    assert table.read_text().startswith("".join(lines[:3]))
+    added = rows_of(table)[2:]
+    assert [(row["cell"], row["status"], row["lenses"]) for row in added] == [
+        ("2", "ok", '["estimate"]'),
+        ("3", "ok", '["estimate"]'),
+    ]
+    kept = {cell["cell"]: cell for cell in answer["cells"]}
+    assert kept[0]["measured_peak_bytes"] == int(harmed.rows[0]["measured_peak_bytes"])
+    assert kept[3]["memory_ratio"] > 0
+
+
+def test_rows_of_fewer_lenses_are_not_taken_for_whole_ones(tmp_path: Path) -> None:
+    path, table = recipe_file(tmp_path, SMALL), tmp_path / "out.csv"
+    assert run(["bench", str(path), "--csv", str(table), *ESTIMATE]) == 0
+    assert Store(table).finished(["estimate"])
+    assert not Store(table).finished(["estimate", "trace"])
+
+
+def test_a_cell_above_its_budget_is_pruned_with_its_need(tmp_path: Path) -> None:
+    path, table = recipe_file(tmp_path, SMALL), tmp_path / "out.csv"
+    arguments = ["bench", str(path), "--csv", str(table), "--budget", "100KiB"]
+    assert run([*arguments, "--lenses", "estimate,profile"]) == 0
+    (row,) = map(typed, rows_of(table))
+    assert row["status"] == "pruned"
+    assert row["formula_peak_bytes"] > row["budget_bytes"] == 100 * 1024
+    assert row["measured_peak_bytes"] is None
+    assert "the budget (100 KiB)" in row["error"]
+
+
+def test_a_cell_above_the_machines_memory_is_pruned(tmp_path: Path) -> None:
+    path, table = recipe_file(tmp_path, SMALL), tmp_path / "out.csv"
+    large = ["--batch", "100000000", "--seq", "1024", "--task", "training"]
+    assert run(["bench", str(path), "--csv", str(table), *large, "--lenses", "estimate,profile"]) == 0
+    (row,) = rows_of(table)
+    assert row["status"] == "pruned"
+    assert "what this machine has left" in row["error"]
+
+
+def test_a_cell_that_takes_too_long_is_ended(tmp_path: Path) -> None:
+    path, table = recipe_file(tmp_path, SMALL), tmp_path / "out.csv"
+    assert run(["bench", str(path), "--csv", str(table), "--timeout", "0.05"]) == 5
+    (row,) = rows_of(table)
+    assert row["status"] == "error"
+    assert "longer than 0.05 s" in row["error"]
+
+
+def test_an_interrupt_keeps_the_rows_and_shows_them(tmp_path: Path) -> None:
+    axes = "\nsweep: {axes: {workload.batch: [" + ", ".join(map(str, range(1, 101))) + "]}}\n"
+    path, table = recipe_file(tmp_path, SMALL + axes), tmp_path / "out.csv"
+    command = [sys.executable, "-m", "mem_gpt_cli.cli.main", "bench", str(path), "--csv", str(table)]
+    with subprocess.Popen(
+        [*command, *ESTIMATE], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stderr is not None
+        while "[2/100]" not in process.stderr.readline():
+            assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in err
+    rows = rows_of(table)
+    assert 2 <= len(rows) < 100
+    assert "batch 2" in out
+    assert f"{len(rows)} of 100 cells" in err
+
+
+def test_no_cell_is_run_for_a_csv_of_other_columns(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, table = recipe_file(tmp_path, SMALL), tmp_path / "out.csv"
+    table.write_text("a,b\n1,2\n")
+    assert run(["bench", str(path), "--csv", str(table)]) == 2
+    assert "other columns" in capsys.readouterr().err
+    assert table.read_text() == "a,b\n1,2\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [(["--lenses", "estimate,guess"], "'guess' is no lens"), (["--timeout", "0"], "above 0")],
+)
+def test_wrong_flags_are_refused(
+    arguments: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["bench", "--csv", str(tmp_path / "out.csv"), *arguments]) == 2
+    assert words in capsys.readouterr().err
+
+
+def events_of(recipe: Recipe, lenses: Sequence[Lens]) -> list[tuple[str, dict[str, Any]]]:
+    events: list[tuple[str, dict[str, Any]]] = []
+    run_cell(recipe, lenses, lambda event, facts: events.append((event, facts)))
+    return events
+
+
+def test_a_lens_that_cannot_answer_leaves_the_others(tmp_path: Path) -> None:
+    recipe = load_recipe(recipe_file(tmp_path, SMALL), overrides=["attention.backend=flash"])
+    events = events_of(recipe, ["estimate", "trace"])
+    assert [(event, facts["lens"]) for event, facts in events] == [
+        ("report", "estimate"),
+        ("refused", "trace"),
+    ]
+    cell = worker._Cell(["estimate", "trace"])
+    for event, facts in events:
+        cell.take({"event": event, **facts}, lambda *_: None)
+    outcome = cell.outcome(1.0)
+    assert outcome.status == "unsupported"
+    assert outcome.predicted_bytes == outcome.reports["estimate"].allocated_bytes
+    assert "attention.backend" in (outcome.error or "")
