@@ -86,8 +86,11 @@ def _llama(random: Random) -> dict[str, Any]:
 
 
 def _explicit_heads(random: Random) -> dict[str, Any]:
-    """Head size and width apart from each other."""
-    return _llama(random) | {"hidden_size": random.randint(40, 200), "head_dim": 2 * random.randint(4, 40)}
+    """Heads of a size of their own; the width is a multiple of their number all the same."""
+    shape = _llama(random)
+    heads = shape["num_attention_heads"]
+    width = heads * -(-random.randint(40, 200) // heads)
+    return shape | {"hidden_size": width, "head_dim": 2 * random.randint(4, 40)}
 
 
 def _windowed(random: Random) -> dict[str, Any]:
