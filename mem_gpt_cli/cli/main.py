@@ -92,6 +92,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 def run(arguments: Sequence[str]) -> int:
     """Run ``memgpt`` and return its exit code; no exception leaves but ``SystemExit``."""
+    # transformers remarks on configs in ways that say nothing about memory; a user's own setting wins.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
         code = get_command(app).main(list(arguments), prog_name="memgpt", standalone_mode=False)
         sys.stdout.flush()
