@@ -34,13 +34,15 @@ class UsageError(MemgptError):
 
 @dataclass(frozen=True)
 class Position:
-    """A place in a text: ``line`` and ``column`` count from 1."""
+    """A place in a text: ``line`` and ``column`` count from 1; a flag of one value is its own place."""
 
     source: str
     line: int
     column: int
 
     def __str__(self) -> str:
+        if self.source.startswith("--") and not self.source.startswith("--set "):
+            return self.source
         return f"{self.source}:{self.line}:{self.column}"
 
 
