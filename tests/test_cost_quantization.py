@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 
 from mem_gpt_cli.model import Tensor, resolve
@@ -57,6 +60,54 @@ def test_the_weights_of_a_model_add_up() -> None:
     linear = sum(t.numel * t.count for t in architecture.tensors if t.kind == "linear")
     outputs = 12 * (2304 + 768 + 3072 + 768)
     assert cost.weight_bytes(architecture, "int8", BF16) == full - linear + 4 * outputs
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama-2-7b"])
+@pytest.mark.parametrize("scheme", ["int8", "nf4"])
+def test_a_model_that_bitsandbytes_has_quantized(name: str, scheme: cost.Scheme, tmp_path: Path) -> None:
+    """To the byte, where bitsandbytes is installed."""
+    pytest.importorskip("bitsandbytes")
+    import torch
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    from mem_gpt_cli.model.build import transformers_config
+
+    recipe = load_recipe(overrides=[f"model.name={name}", *(f"model.config.{pair}" for pair in SMALL[name])])
+    source = resolve(recipe.model)
+    AutoModelForCausalLM.from_config(transformers_config(source, recipe)).save_pretrained(tmp_path)
+    options = (
+        {"load_in_8bit": True} if scheme == "int8" else {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
+    )
+    config = BitsAndBytesConfig(**options, bnb_4bit_use_double_quant=True)
+    model = AutoModelForCausalLM.from_pretrained(
+        tmp_path, quantization_config=config, device_map="cpu", dtype=torch.bfloat16
+    )
+    assert stored_bytes(model) == cost.weight_bytes(source.architecture, scheme, BF16)
+
+
+SMALL = {
+    "gpt2": ("n_embd=128", "n_layer=2", "n_head=4", "vocab_size=300"),
+    "llama-2-7b": (
+        "hidden_size=128",
+        "num_hidden_layers=2",
+        "num_attention_heads=4",
+        "num_key_value_heads=2",
+        "intermediate_size=352",
+        "vocab_size=300",
+    ),
+}
+
+
+def stored_bytes(model: Any) -> int:
+    """Bytes of the distinct storages of a model's weights, their scales and tables included."""
+    tensors = [*model.parameters(), *model.buffers()]
+    for parameter in model.parameters():
+        state = getattr(parameter, "quant_state", None)
+        if state is not None:
+            tensors += [state.absmax, state.code, state.offset, state.state2.absmax, state.state2.code]
+        tensors.append(getattr(parameter, "SCB", None))
+    storages = [tensor.untyped_storage() for tensor in tensors if tensor is not None]
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 
 def test_rounding_is_by_storage() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import takewhile
 from math import log
 from typing import Literal
@@ -15,6 +15,7 @@ from mem_gpt_cli.recipe.schema import Recipe
 from mem_gpt_cli.report.model import MemoryReport
 
 Axis = Literal["seq", "batch"]
+Heights = Sequence[int]
 
 LEAST_SEQ = 128
 LEAST_BATCH = 1
@@ -70,7 +71,7 @@ def exponent(values: Sequence[int], heights: Sequence[int]) -> float | None:
     return log(heights[-1] / heights[-2]) / log(values[-1] / values[-2])
 
 
-def part_heights(points: dict[int, MemoryReport]) -> dict[tuple[str, str], list[int]]:
+def part_heights(points: Mapping[int, MemoryReport]) -> dict[tuple[str, str], list[int]]:
     """The most that each part held in each phase, along the curve: (phase, part) to bytes at each point."""
     heights: dict[tuple[str, str], list[int]] = {}
     for index, report in enumerate(points.values()):

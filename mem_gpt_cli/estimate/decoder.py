@@ -42,7 +42,8 @@ class Decoder:
     def weight(self, name: str, numel: int) -> Parameter:
         """The matrix of that name, whose gradient stays with it; its bytes are on the books already."""
         if name not in self.parameters:
-            self.parameters[name] = Parameter(numel, self.item, self.weights, self.training)
+            scheme = self.recipe.quantization.scheme if name.startswith("layers.") else "none"
+            self.parameters[name] = Parameter(numel, self.item, self.weights, self.training, scheme)  # type: ignore[arg-type]
         return self.parameters[name]
 
     def zero_grad(self) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from mem_gpt_cli.estimate.books import CASTS, FP32
 from mem_gpt_cli.estimate.tape import Node, Parameter, Tape, Tensor
+from mem_gpt_cli.quantization.cost import product_scratch_bytes
 
 Grads = list[Tensor | None]
 
@@ -149,6 +150,9 @@ def linear(tape: Tape, x: Tensor, weight: Parameter, outputs: int, slot: int | N
     if tape.autocast:
         x, kernel = cast(tape, x, tape.autocast), _cast_weight(tape, weight)
     out = tape.new(rows * outputs, x.item, "mm", slot)
+    if weight.scheme != "none" and rows > 1:
+        taken = product_scratch_bytes(weight.scheme, x.numel, out.numel, weight.numel, x.item)
+        tape.scratch(taken, f"{weight.scheme}_matmul")
     saved = [t.storage for t, other in ((x, kernel), (kernel, x)) if other.node is not None]
     return tape.record("mm", out, (x, kernel), saved, _linear_backward)
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from mem_gpt_cli.estimate.books import GRADIENTS, KERNEL_BUFFERS, RESIDUAL, Ledger, Storage
+from mem_gpt_cli.quantization.cost import Scheme
 
 
 class Tensor:
@@ -110,11 +111,14 @@ class Node:
 
 
 class Parameter(Tensor):
-    """A weight; its node keeps the gradient until ``zero_grad``."""
+    """A weight; its node keeps the gradient until ``zero_grad``. ``scheme`` says how it is quantized."""
 
-    __slots__ = ()
+    __slots__ = ("scheme",)
 
-    def __init__(self, numel: int, item: int, storage: Storage, trainable: bool) -> None:
+    def __init__(
+        self, numel: int, item: int, storage: Storage, trainable: bool, scheme: Scheme = "none"
+    ) -> None:
+        self.scheme = scheme
         node = Node("accumulate_grad", (), (), _no_rule, GRADIENTS) if trainable else None
         super().__init__(numel, item, storage, node)
 
