@@ -20,7 +20,7 @@ from mem_gpt_cli.model.build import build_on_meta
 from mem_gpt_cli.profile import profile
 from mem_gpt_cli.report import COMPONENTS, MemoryReport
 from mem_gpt_cli.report.palette import COLORS, STACK
-from mem_gpt_cli.report.timeline import Peak, Stretch, Timeline, check, merged, thinned, write
+from mem_gpt_cli.report.timeline import Peak, Stretch, Timeline, check, envelope, merged, thinned, write
 from mem_gpt_cli.trace.run import fake_run
 from tests.profiled import GPT2, LLAMA, small_recipe
 
@@ -58,6 +58,18 @@ def test_thinning_loses_neither_the_peak_nor_the_ends() -> None:
     assert (np.diff(thin.position) > 0).all()
     kept = np.searchsorted(whole.position, thin.position)
     assert (whole.by_component[kept] == thin.by_component).all()
+
+
+def test_the_envelope_shows_each_bucket_at_its_highest_and_ends_it_as_it_was() -> None:
+    whole = saw()
+    edge = envelope(whole, 100)
+    assert len(edge.position) == 200
+    assert (np.diff(edge.position) >= 0).all()
+    assert edge.allocated.max() == whole.peak.allocated_bytes
+    highest, last = edge.allocated[::2], edge.allocated[1::2]
+    assert (highest >= 11.5 * 2**20).all(), "each bucket of 40 events has seen the top of the saw"
+    at = np.searchsorted(whole.position, edge.position[1::2])
+    assert (last == whole.allocated[at]).all()
 
 
 def test_a_short_timeline_is_left_as_it_is() -> None:
