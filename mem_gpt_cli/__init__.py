@@ -46,6 +46,7 @@ def trace(
     *,
     full_depth: bool = False,
     events: Path | None = None,
+    timeline: Path | None = None,
 ) -> MemoryReport:
     """Predict by running the real code on fake tensors; see ``mem_gpt_cli.trace.trace``.
 
@@ -54,7 +55,7 @@ def trace(
     """
     from mem_gpt_cli.trace import trace as answer
 
-    return answer(_recipe(recipe), full_depth=full_depth, events=events)
+    return answer(_recipe(recipe), full_depth=full_depth, events=events, timeline=timeline)
 
 
 def profile(recipe: Recipe | Mapping[str, Any] | str | Path, **options: Any) -> MemoryReport:

@@ -34,6 +34,14 @@ def estimate(
         Path | None,
         typer.Option("--events", help="With --trace: write each allocation to this file.", metavar="PATH"),
     ] = None,
+    timeline: Annotated[
+        Path | None,
+        typer.Option(
+            "--timeline",
+            help="With --trace: draw memory over its events into this .html, .png, .svg or .csv.",
+            metavar="PATH",
+        ),
+    ] = None,
     curve: Annotated[
         Literal["seq", "batch"] | None,
         typer.Option("--curve", help="How the peak grows with length or batch.", metavar="seq|batch"),
@@ -46,8 +54,8 @@ def estimate(
 
     In closed form by default, in milliseconds; with --trace the real transformers code runs on fake tensors.
     """
-    if (full_depth or events) and not trace:
-        raise UsageError("--full-depth and --events belong to a trace: add --trace")
+    if (full_depth or events or timeline) and not trace:
+        raise UsageError("--full-depth, --events and --timeline belong to a trace: add --trace")
     if plot and not curve:
         raise UsageError("--plot draws a curve: add --curve seq or --curve batch")
     if curve and trace:
@@ -56,7 +64,7 @@ def estimate(
     if curve:
         _show_curve(request, recipe, curve, plot)
     elif trace:
-        _show_trace(request, recipe, full_depth, events)
+        _show_trace(request, recipe, full_depth, events, timeline)
     else:
         with without_collector():
             _show_formula(request, recipe)
@@ -77,7 +85,9 @@ def _show_formula(request: Request, recipe: Recipe) -> None:
     answer.hold_to_budget(recipe, report)
 
 
-def _show_trace(request: Request, recipe: Recipe, full_depth: bool, events: Path | None) -> None:
+def _show_trace(
+    request: Request, recipe: Recipe, full_depth: bool, events: Path | None, timeline: Path | None
+) -> None:
     from mem_gpt_cli.estimate import estimate as by_formula
     from mem_gpt_cli.trace import trace as by_tracing
 
@@ -86,7 +96,7 @@ def _show_trace(request: Request, recipe: Recipe, full_depth: bool, events: Path
     except UnsupportedError as error:
         console.warn(f"no formula for this model, only the trace: {error}")
         formula = None
-    report = by_tracing(recipe, full_depth=full_depth, events=events)
+    report = by_tracing(recipe, full_depth=full_depth, events=events, timeline=timeline)
 
     def tables() -> list[RenderableType]:
         from mem_gpt_cli.report import table
@@ -95,6 +105,8 @@ def _show_trace(request: Request, recipe: Recipe, full_depth: bool, events: Path
         return [table.summary(report), side_by_side, table.places(report)]
 
     answer.give(request, report, tables)
+    if timeline:
+        console.people().print(f"memory over time: {timeline}", soft_wrap=True)
     answer.hold_to_budget(recipe, report)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mem_gpt_cli.ledger.log import EventLog, Int64, Moment
+from mem_gpt_cli.recipe.schema import Recipe
 from mem_gpt_cli.report.timeline import Peak, Stretch, Timeline, merged
 
 
@@ -28,6 +29,8 @@ class Stacked(Protocol):
 def timeline_of(curves: Stacked, title: str, seconds: npt.NDArray[np.float64] | None = None) -> Timeline:
     """The curves on an axis of ``seconds``, ascending, one for each event; without them, of event numbers."""
     count = len(curves.live)
+    if seconds is None:  # a trace ends with clearing everything away, which is no part of the workload
+        count = int(np.flatnonzero(np.diff(curves.live) > 0)[-1]) + 2
     position = np.arange(count, dtype=np.float64) if seconds is None else seconds
     spans = curves.log.spans
     begins = position[np.searchsorted(curves.span, np.arange(len(spans)))].tolist()
@@ -38,7 +41,7 @@ def timeline_of(curves: Stacked, title: str, seconds: npt.NDArray[np.float64] | 
         title=title,
         axis="events" if seconds is None else "seconds",
         position=position,
-        by_component=curves.by_component,
+        by_component=curves.by_component[:count],
         stretches=merged(
             Stretch(span.phase, begin, end) for span, begin, end in zip(spans, begins, ends, strict=True)
         ),
@@ -50,3 +53,12 @@ def timeline_of(curves: Stacked, title: str, seconds: npt.NDArray[np.float64] | 
             moment.operation.module,
         ),
     )
+
+
+def run_title(model: str, recipe: Recipe, how: str) -> str:
+    """What ran, how large it was, and whether it was traced or measured."""
+    lengths = recipe.lengths
+    sizes = f"{lengths.seq} tokens"
+    if recipe.task == "inference":
+        sizes = f"{lengths.prompt} prompt and {lengths.new} new tokens"
+    return f"{model}, {recipe.task}, {recipe.model.dtype}, batch {recipe.workload.batch}, {sizes}: {how}"

@@ -21,6 +21,12 @@ def vocabulary(model: torch.nn.Module) -> int:
     return int(decoder_config(model).vocab_size)
 
 
+def logits_width(model: torch.nn.Module) -> int | None:
+    """The width of the model's logits; ``None`` without an output matrix."""
+    head: Any = model.get_output_embeddings()  # type: ignore[operator]
+    return None if head is None else int(head.weight.shape[0])
+
+
 def summarise(source: ModelSource, model: torch.nn.Module) -> ModelSummary:
     """The model's name and size; tied weights count once."""
     return ModelSummary(

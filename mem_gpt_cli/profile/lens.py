@@ -11,10 +11,10 @@ from typing import Any, Literal
 import torch
 
 from mem_gpt_cli.ledger import Moment
-from mem_gpt_cli.ledger.timeline import timeline_of
+from mem_gpt_cli.ledger.timeline import run_title, timeline_of
 from mem_gpt_cli.model import resolve
-from mem_gpt_cli.model.build import build_on_meta
-from mem_gpt_cli.model.facts import summarise, vocabulary
+from mem_gpt_cli.model.build import attention_note, build_on_meta
+from mem_gpt_cli.model.facts import logits_width, summarise, vocabulary
 from mem_gpt_cli.profile.account import Account
 from mem_gpt_cli.profile.device import find_device
 from mem_gpt_cli.profile.memory import recorded_run
@@ -25,6 +25,7 @@ from mem_gpt_cli.profile.speed import CleanRun, clean_run
 from mem_gpt_cli.recipe import refuse_unavailable, resolved
 from mem_gpt_cli.recipe.schema import Recipe
 from mem_gpt_cli.report import PHASES, MemoryReport, Phase
+from mem_gpt_cli.report.cause import cause_of
 from mem_gpt_cli.report.model import Provenance
 from mem_gpt_cli.report.timeline import check, write
 from mem_gpt_cli.workload.threads import intra_op_threads
@@ -58,7 +59,12 @@ def profile(
     if timeline is not None:
         account = measured.account
         seconds = (account.time_ns - account.time_ns[0]) / 1e9
-        write(timeline_of(account, _title(job), seconds), timeline)
+        write(
+            timeline_of(
+                account, run_title(job.source.name, recipe, f"measured on {job.device.summary.type}"), seconds
+            ),
+            timeline,
+        )
     return report(job, measured)
 
 
@@ -69,7 +75,15 @@ def prepare(recipe: Recipe) -> Job:
     source = resolve(recipe.model)
     meta = build_on_meta(source, recipe)
     refuse_beyond_positions(source, recipe, meta)
-    return Job(recipe, source, device, vocabulary(meta), summarise(source, meta))
+    return Job(
+        recipe,
+        source,
+        device,
+        vocabulary(meta),
+        logits_width(meta),
+        summarise(source, meta),
+        notes=(*source.notes, *attention_note(meta, recipe)),
+    )
 
 
 def passes_over(job: Job, ticker: Ticker, passes: Passes) -> Measured:
@@ -94,26 +108,17 @@ def report(job: Job, measured: Measured) -> MemoryReport:
         device=job.device.summary,
         phases=phases,
         provenance=_provenance(clean),
-        cause=_cause(max(phases, key=lambda phase: phase.peak_allocated_bytes)),
+        cause=cause_of(max(phases, key=lambda phase: phase.peak_allocated_bytes)),
         reserved_bytes=clean.allocator().reserved_bytes if clean else None,
         process_bytes=clean.process_bytes() if clean else None,
         speed=clean.speed(job) if clean else None,
-        warnings=_warnings(account),
+        warnings=(*job.notes, *_warnings(account)),
         details={
             "allocator_events": len(account.time_ns),
             "inner_buffers": [buffer._asdict() for buffer in account.inner[:LISTED_BUFFERS]],
             "threads": measured.threads,
         },
     )
-
-
-def _title(job: Job) -> str:
-    recipe, lengths = job.recipe, job.recipe.lengths
-    sizes = f"batch {recipe.workload.batch}, {lengths.seq} tokens"
-    if recipe.task == "inference":
-        sizes = f"batch {recipe.workload.batch}, {lengths.prompt} prompt and {lengths.new} new tokens"
-    device = job.device.summary.type
-    return f"{job.source.name}, {recipe.task}, {recipe.model.dtype}, {sizes}: measured on {device}"
 
 
 def _phase(name: str, peak: Moment, clean: CleanRun | None) -> Phase:
@@ -148,16 +153,6 @@ def _provenance(clean: CleanRun | None) -> dict[str, Provenance]:
         "device_bytes": "unavailable",
         "speed": told(clean),
     }
-
-
-def _cause(peak: Phase) -> str:
-    largest = max(peak.components, key=lambda name: peak.components[name])
-    share = 100 * peak.components[largest] / max(1, peak.peak_allocated_bytes)
-    where = f" in {peak.peak_module}" if peak.peak_module else ""
-    return (
-        f"the peak is in {peak.name.replace('_', ' ')}, at {peak.peak_operation}{where}: "
-        f"{largest.replace('_', ' ')} hold {share:.0f}%"
-    )
 
 
 def _warnings(account: Account) -> tuple[str, ...]:

@@ -17,9 +17,9 @@ from mem_gpt_cli.profile.run import Job, run
 class TimedLedger(Ledger):
     """A ledger that knows when, and where in the device's memory."""
 
-    def __init__(self, vocabulary: int) -> None:
+    def __init__(self, logits_width: int | None) -> None:
         self.sightings = Sightings()
-        super().__init__(logits_width=vocabulary, on_birth=self.sightings)
+        super().__init__(logits_width=logits_width, on_birth=self.sightings)
         self.log: TimedLog = TimedLog()
 
     @contextmanager
@@ -35,7 +35,7 @@ def recorded_run(job: Job, ticker: Ticker) -> Account:
 
     On a GPU the events are the ledger's: kernels' inner buffers are in its allocator's peak alone.
     """
-    ledger = TimedLedger(job.vocabulary)
+    ledger = TimedLedger(job.logits_width)
     if job.device.is_cuda:
         _run_under(ledger, job, ticker)
         return _of_ledger(ledger.log)

@@ -20,13 +20,15 @@ WARM_UP_TOKENS = 8
 
 @dataclass(frozen=True)
 class Job:
-    """What is measured, and where."""
+    """What is measured, and where; ``notes`` are what a reader of the report should be told."""
 
     recipe: Recipe
     source: ModelSource
     device: Device
     vocabulary: int
+    logits_width: int | None
     model: ModelSummary
+    notes: tuple[str, ...]
 
     @property
     def steps(self) -> int:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Set
-from contextlib import contextmanager
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,11 +11,15 @@ import torch
 
 from mem_gpt_cli.errors import MemgptError, UnsupportedError
 from mem_gpt_cli.ledger import EventLog
+from mem_gpt_cli.ledger.timeline import run_title, timeline_of
 from mem_gpt_cli.model import ModelSource, resolve
 from mem_gpt_cli.model.build import attention_note, build_on_meta
+from mem_gpt_cli.model.facts import summarise
 from mem_gpt_cli.recipe import refuse_unavailable, resolved
 from mem_gpt_cli.recipe.schema import Recipe
 from mem_gpt_cli.report import COMPONENTS, PHASES, DeviceSummary, MemoryReport, ModelSummary, Phase
+from mem_gpt_cli.report.cause import cause_of
+from mem_gpt_cli.report.timeline import check, write
 from mem_gpt_cli.trace.depth import (
     DepthPlan,
     Height,
@@ -32,6 +35,7 @@ from mem_gpt_cli.trace.events import write_events
 from mem_gpt_cli.trace.routing import QUESTIONS, SCENARIOS, Scenario
 from mem_gpt_cli.trace.run import FakeRun, fake_run
 from mem_gpt_cli.trace.why_not import why_not
+from mem_gpt_cli.workload.threads import intra_op_threads
 
 LISTED_OPERATORS = 8
 """Operators whose peaks the report lists for each phase."""
@@ -166,13 +170,20 @@ def certain_places(run: FakeRun, plan: DepthPlan | None = None, layers: int = 0)
     }
 
 
-def trace(recipe: Recipe, *, full_depth: bool = False, events: Path | None = None) -> MemoryReport:
+def trace(
+    recipe: Recipe,
+    *,
+    full_depth: bool = False,
+    events: Path | None = None,
+    timeline: Path | None = None,
+) -> MemoryReport:
     """Run the recipe's workload on fake tensors and report each phase's peak.
 
     Args:
         recipe: what to run.
         full_depth: run all layers and all decode steps, instead of as many as determine the rest.
         events: write every birth and death of a storage to this file, as JSON Lines; runs at full depth.
+        timeline: draw memory over the events into this .html, .png, .svg or .csv; runs at full depth.
 
     Raises:
         RecipeError: for an option that cannot be traced.
@@ -180,13 +191,17 @@ def trace(recipe: Recipe, *, full_depth: bool = False, events: Path | None = Non
     """
     refuse_unavailable(recipe, "trace")
     source = resolve(recipe.model)
-    full_depth = full_depth or events is not None
+    if timeline is not None:
+        check(timeline)
+    full_depth = full_depth or events is not None or timeline is not None
     with intra_op_threads(recipe.device.threads):
         whole = build_on_meta(source, recipe)
         dry = DryRunner(source, recipe, full_depth=full_depth).run(None if full_depth else plan_depth(whole))
     dry.warnings.extend((*source.notes, *attention_note(whole, recipe)))
     if events is not None and dry.log is not None:
         write_events(dry.log, events, resolved(recipe))
+    if timeline is not None and dry.log is not None:
+        write(timeline_of(dry.log.curves(), run_title(source.name, recipe, "traced")), timeline)
     return report(recipe, summarise(source, whole), dry)
 
 
@@ -247,37 +262,3 @@ def report(recipe: Recipe, model: ModelSummary, dry: DryRun) -> MemoryReport:
             "threads": torch.get_num_threads(),
         },
     )
-
-
-def cause_of(peak: Phase) -> str:
-    """The peak in a sentence: phase, operator, module, and the largest component."""
-    largest = max(peak.components, key=lambda name: peak.components[name])
-    share = 100 * peak.components[largest] / max(1, peak.peak_allocated_bytes)
-    where = f" in {peak.peak_module}" if peak.peak_module else ""
-    return (
-        f"the peak is in {peak.name.replace('_', ' ')}, at {peak.peak_operation}{where}: "
-        f"{largest.replace('_', ' ')} hold {share:.0f}%"
-    )
-
-
-def summarise(source: ModelSource, whole: torch.nn.Module) -> ModelSummary:
-    """The model's name and size; tied weights count once."""
-    return ModelSummary(
-        name=source.name,
-        architecture=type(whole).__name__,
-        parameters=sum(p.numel() for p in whole.parameters()),
-        layers=getattr(whole.config.get_text_config(), "num_hidden_layers", None),  # type: ignore[operator, union-attr]
-        source=source.source,
-    )
-
-
-@contextmanager
-def intra_op_threads(threads: int | None) -> Iterator[None]:
-    """Kernels keep a buffer for each thread: count those of the run that is predicted."""
-    before = torch.get_num_threads()
-    if threads is not None:
-        torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

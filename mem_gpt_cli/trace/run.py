@@ -11,6 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from mem_gpt_cli.kv_cache.storage import cache_tensors
 from mem_gpt_cli.ledger import EventLog, Ledger
 from mem_gpt_cli.model.build import initialise, materialise
+from mem_gpt_cli.model.facts import logits_width
 from mem_gpt_cli.recipe.schema import Recipe
 from mem_gpt_cli.trace.faithful import like_the_real_run
 from mem_gpt_cli.trace.kernels import CpuKernels
@@ -46,7 +47,7 @@ def fake_run(
     kernels = CpuKernels()
     oracle: Routing | None = None
     with FakeTensorMode(allow_non_fake_inputs=True), like_the_real_run():
-        ledger = Ledger(logits_width=vocabulary(model), kernel_buffers=kernels)
+        ledger = Ledger(logits_width=logits_width(model), kernel_buffers=kernels)
         ledger.modules.name(model)
         workload = workload_of(recipe)
         with ExitStack() as stack:
@@ -88,9 +89,3 @@ def ends_only(workload: Inference, model: torch.nn.Module, tokens: torch.Tensor,
     ledger.mark("kv_cache", cache_tensors(state.cache))
     for _ in range(RECORDED_STEPS):
         state = workload.decode(model, state, ledger)
-
-
-def vocabulary(model: torch.nn.Module) -> int | None:
-    """The width of the model's logits."""
-    head = model.get_output_embeddings()  # type: ignore[operator]
-    return None if head is None else int(head.weight.shape[0])
