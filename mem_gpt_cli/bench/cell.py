@@ -1,7 +1,7 @@
-"""The process in which cells run: ``python -m mem_gpt_cli.bench.cell FD``.
+"""The process in which cells run, from inside; ``worker`` is the same from outside.
 
 It reads one request a line on stdin, ``{"recipe": {...}, "lenses": [...]}``, and writes what happens as JSON
-lines to the file descriptor ``FD``, so that whatever libraries print to stdout goes elsewhere:
+lines to the file descriptor in its first argument, because libraries print to stdout what they like:
 
     {"event": "phase", "phase": "prefill"}                          a phase of the real run begins
     {"event": "report", "lens": "trace", "seconds": 0.7, ...}       a lens has answered; "report" is its JSON

@@ -30,7 +30,7 @@ def groups(cells: Sequence[Cell]) -> list[Group]:
 
 def _group(cells: list[Cell], home: int | None) -> Group:
     keys = list(dict.fromkeys(key for cell in cells for key in cell.values))
-    values = {cell.index: {key: _value(cell, key) for key in keys} for cell in cells}
+    values = {cell.index: _values(cell, keys) for cell in cells}
     first = values[home if home in values else cells[0].index]
     shared = [key for key in keys if all(found[key] == first[key] for found in values.values())]
     labels = {}
@@ -51,11 +51,13 @@ def _words(key: str, value: Any) -> str:
     return f"{short_name(key).replace('_', ' ')} {value}"
 
 
-def _value(cell: Cell, key: str) -> Any:
-    """What a cell has at a dotted key: the sweep's own value, else the recipe's."""
-    if key in cell.values:
-        return cell.values[key]
-    found: Any = resolved(cell.recipe)
+def _values(cell: Cell, keys: Sequence[str]) -> dict[str, Any]:
+    """What a cell has at dotted keys: the sweep's own value, else the recipe's."""
+    data = {} if cell.values.keys() >= set(keys) else resolved(cell.recipe)
+    return {key: cell.values[key] if key in cell.values else _at(data, key) for key in keys}
+
+
+def _at(data: Any, key: str) -> Any:
     for step in key.split("."):
-        found = found.get(step) if isinstance(found, Mapping) else None
-    return found
+        data = data.get(step) if isinstance(data, Mapping) else None
+    return data

@@ -24,6 +24,9 @@ from mem_gpt_cli.report.model import Lens, MemoryReport
 OnPhase = Callable[[str, int, int], None]
 """Called as ``(phase, step, steps)`` at each step of a real run."""
 
+_START = "import sys; sys.path[:] = {path!r}; from mem_gpt_cli.bench.cell import main; main()"
+"""With the same path as this process, so that it finds the same packages, wherever it is started."""
+
 _VMSTAT = Path("/proc/vmstat")
 _GRACE_S = 10.0
 
@@ -87,7 +90,7 @@ class Worker:
             self._events, writer = os.pipe()
             self._stderr = tempfile.TemporaryFile()  # noqa: SIM115  (closed by close)
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "mem_gpt_cli.bench.cell", str(writer)],
+                [sys.executable, "-P", "-c", _START.format(path=sys.path), str(writer)],
                 stdin=subprocess.PIPE,
                 stdout=self._stderr,
                 stderr=self._stderr,

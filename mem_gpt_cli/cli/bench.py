@@ -10,18 +10,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mem_gpt_cli.bench.outcome import LENSES
+from mem_gpt_cli.bench.sweep import DEFAULT_TIMEOUT_S, Plan, Watcher, run_sweep
 from mem_gpt_cli.cli import console
 from mem_gpt_cli.cli.options import Request, takes_recipe
 from mem_gpt_cli.errors import IncompleteSweepError, UsageError
 
 if TYPE_CHECKING:
     from mem_gpt_cli.bench.columns import Row
-    from mem_gpt_cli.bench.sweep import Plan, Watcher
     from mem_gpt_cli.recipe import Cell
     from mem_gpt_cli.report.model import Lens
 
 RESULTS = Path("results")
-DEFAULT_TIMEOUT_S = 600.0
 
 
 @takes_recipe
@@ -30,7 +30,7 @@ def bench(
     lenses: Annotated[
         str,
         typer.Option("--lenses", help="Which lenses to ask, separated by commas.", metavar="NAMES"),
-    ] = "estimate,trace,profile",
+    ] = ",".join(LENSES),
     timeout: Annotated[
         float, typer.Option("--timeout", help="Seconds after which a cell is ended.", metavar="SECONDS")
     ] = DEFAULT_TIMEOUT_S,
@@ -43,7 +43,6 @@ def bench(
     Each cell runs in a process of its own, so that none can spoil another or end the sweep. Its row is in the
     CSV (results/RECIPE.csv, or --csv) as soon as it is over.
     """
-    from mem_gpt_cli.bench import Plan
     from mem_gpt_cli.recipe import expand
 
     if timeout <= 0:
@@ -68,8 +67,6 @@ def bench(
 
 
 def _lenses(names: str) -> tuple[Lens, ...]:
-    from mem_gpt_cli.bench.outcome import LENSES
-
     asked = [name.strip() for name in names.split(",")]
     unknown = [name for name in asked if name not in LENSES]
     if unknown:
@@ -79,8 +76,6 @@ def _lenses(names: str) -> tuple[Lens, ...]:
 
 def _run(plan: Plan, rows: list[Row]) -> None:
     """Run the sweep; ``rows`` grows as it goes, so that an interrupt leaves what was measured."""
-    from mem_gpt_cli.bench import run_sweep
-
     with _progress(plan.cells) as (watcher, done):
         for row in run_sweep(plan, watcher):
             rows.append(row)
