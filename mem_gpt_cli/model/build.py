@@ -84,9 +84,10 @@ def build_on_meta(source: ModelSource, recipe: Recipe, layers: int | None = None
         options["experts_implementation"] = EXPERTS[recipe.model.experts]
 
     def of_attention(backend: str) -> Any:
-        return AutoModelForCausalLM.from_config(
-            config, dtype=DTYPES[recipe.model.dtype], attn_implementation=backend, **options
-        )
+        options["attn_implementation"] = backend
+        if type(config) in AutoModelForCausalLM._model_mapping:
+            return AutoModelForCausalLM.from_config(config, dtype=DTYPES[recipe.model.dtype], **options)
+        return decoder_class(source, config)._from_config(config, dtype=DTYPES[recipe.model.dtype], **options)
 
     with torch.device("meta"), no_init_weights():
         try:
@@ -94,12 +95,33 @@ def build_on_meta(source: ModelSource, recipe: Recipe, layers: int | None = None
         except ValueError as error:
             if recipe.attention.backend != "sdpa" or "scaled_dot_product_attention" not in str(error):
                 raise UnsupportedError(f"{source.name}: {_first_line(error)}") from error
-            model = of_attention("eager")  # what transformers itself takes for such a model; see attention_note
+            model = of_attention(
+                "eager"
+            )  # what transformers itself takes for such a model; see attention_note
     model.tie_weights()  # no_init_weights leaves this out too
     if recipe.checkpointing.policy == "full":
         enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
         enable({"use_reentrant": False})  # transformers before 5.20 has the older name alone
     return model  # type: ignore[no-any-return]
+
+
+def decoder_class(source: ModelSource, config: Any) -> Any:
+    """The causal LM of a text part that transformers registers under the multimodal model's type alone.
+
+    Raises:
+        UnsupportedError: where there is none.
+    """
+    from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    for name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        if config.model_type.startswith(name):
+            whole = CONFIG_MAPPING[name]
+            if whole.sub_configs.get("text_config") is type(config):
+                return AutoModelForCausalLM._model_mapping[whole]
+    raise UnsupportedError(
+        f"{source.name}: transformers has no causal language model of type {config.model_type!r}"
+    )
 
 
 def attention_note(model: torch.nn.Module, recipe: Recipe) -> tuple[str, ...]:
