@@ -69,10 +69,10 @@ def _table(*, headings: bool) -> Table:
 def _figures(row: Row) -> Iterator[Text]:
     yield Text(render_bytes(row["formula_peak_bytes"]))
     yield Text(render_bytes(row["trace_peak_bytes"]))
-    if row["status"] == "ok":
-        yield Text(render_bytes(row["measured_peak_bytes"]))
-    else:
+    if row["measured_peak_bytes"] is None and row["status"] != "ok":
         yield Text(row["status"], style=_COLORS[row["status"]])
+    else:
+        yield Text(render_bytes(row["measured_peak_bytes"]))
     yield Text(render_bytes(row["trace_residual_bytes"], signed=True))
     yield Text(_speed(row["tokens_per_s"]))
     yield Text(_ratio(row["memory_ratio"]))
