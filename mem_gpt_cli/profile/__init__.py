@@ -49,6 +49,6 @@ def per_token(recipe: Recipe, *, progress: Progress | None = None) -> PerToken:
         UsageError: for a training recipe.
         EnvironmentUnavailableError: if the device or the weights are not there.
     """
-    from mem_gpt_cli.profile.per_token import per_token as run
+    from mem_gpt_cli.profile.tokens import per_token as run
 
     return run(recipe, progress=progress)
