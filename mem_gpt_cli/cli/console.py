@@ -41,7 +41,8 @@ def _console(*, stderr: bool) -> Console:
         # rich takes every dumb terminal for 80 by 25; the kernel knows its real size.
         width = os.get_terminal_size(stream.fileno()).columns or None
     # rich ignores a width alone where TERM is dumb: it wants the height too.
-    return Console(file=stream, width=width, height=25 if width else None, highlight=False)
+    # Its table of emoji is large to import, and a `:name:` in a path or a key means itself.
+    return Console(file=stream, width=width, height=25 if width else None, highlight=False, emoji=False)
 
 
 def _escaped(text: str) -> str:

@@ -13,7 +13,7 @@ from typer.core import TyperGroup
 from typer.main import get_command
 
 from mem_gpt_cli._version import __version__
-from mem_gpt_cli.cli.startup import without_collector
+from mem_gpt_cli.cli.startup import leave_all_to_the_system, without_collector
 from mem_gpt_cli.errors import MemgptError, RecipeErrors
 
 SUBCOMMANDS: Mapping[str, str] = {
@@ -47,8 +47,7 @@ def _load(name: str) -> Any:
     module, _, attribute = SUBCOMMANDS[name].partition(":")
     # Looking for plugins of pydantic costs as much as an estimate, and no recipe has a use for one.
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
-    with without_collector():
-        found = getattr(import_module(module), attribute)
+    found = getattr(import_module(module), attribute)
     if not isinstance(found, typer.Typer):
         single = typer.Typer(add_completion=False)
         single.command(name)(found)
@@ -87,7 +86,11 @@ def root(
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run ``memgpt`` with ``arguments`` (those of the process by default) and exit with its code."""
-    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+    try:
+        with without_collector():
+            sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+    finally:
+        leave_all_to_the_system()
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 import typer
 from pydantic import BeforeValidator
 
+from mem_gpt_cli.cli.startup import with_collector
 from mem_gpt_cli.errors import UsageError
 from mem_gpt_cli.recipe.schema import Recipe
 
@@ -82,6 +83,7 @@ def takes_recipe(command: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(command)
     def run(**given: Any) -> None:
         shared = {parameter.name: given.pop(parameter.name) for parameter in _shared()}
+        with_collector()
         command(_request(**shared), **given)
 
     del run.__wrapped__  # its annotations would be read in place of the signature's

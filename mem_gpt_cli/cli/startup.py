@@ -1,4 +1,4 @@
-"""What keeps a short command short."""
+"""What keeps a short command short: the garbage collector would take a good part of its time."""
 
 from __future__ import annotations
 
@@ -17,3 +17,13 @@ def without_collector() -> Iterator[None]:
     finally:
         if was_enabled:
             gc.enable()
+
+
+def with_collector() -> None:
+    """End the pause, for what runs a model: there garbage is memory that is measured."""
+    gc.enable()
+
+
+def leave_all_to_the_system() -> None:
+    """Hide what there is from the collector: a Python that ends searches all of it, several times over."""
+    gc.freeze()
