@@ -118,7 +118,7 @@ def failures(rows: Sequence[Row], missing: Sequence[Row]) -> Iterator[str]:
     for row in missing:
         off = row["trace_residual_bytes"]
         what = f"{off:+,} B at `{row['measured_peak_operation']}`" if off is not None else row["error"]
-        yield f"- misses: {row['recipe']} {row['key']}: {what}"
+        yield f"- misses: {row['recipe']}, cell {row['cell']} ({row['model']}, {row['task']}): {what}"
     if any(row["trace_lower_bytes"] is not None for row in rows):
         yield "Where the data decides how much is needed, between the trace's bounds counts as met."
 
