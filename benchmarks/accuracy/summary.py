@@ -40,14 +40,13 @@ def main() -> int:
 
 
 def latest(rows: Iterable[Row]) -> list[Row]:
-    """The last row of each cell: earlier ones were run again."""
+    """The last row of each cell: the ones before it were run again."""
     return list({(row["recipe"], row["digest"]): row for row in rows}.values())
 
 
 def summary(rows: Sequence[Row]) -> Iterator[str]:
     """The lines of the summary, in Markdown."""
-    good = [row for row in rows if row["status"] == "ok"]
-    missing = [row for row in rows if misses(row)]
+    good = [row for row in rows if row["trace_residual_bytes"] is not None]
     met = sum(not misses(row) for row in good)
     exact = sum(row["trace_residual_bytes"] == 0 for row in good)
     yield ""
@@ -72,7 +71,7 @@ def summary(rows: Sequence[Row]) -> Iterator[str]:
         for task in ("inference", "training"):
             yield line(title, task, [row for row in group if row["task"] == task])
     yield ""
-    yield from failures(rows, missing)
+    yield from failures(rows)
 
 
 def line(name: str, task: str, rows: Sequence[Row]) -> str:
@@ -113,12 +112,15 @@ def worst_bytes(rows: Iterable[Row]) -> int:
     return max(abs(row["trace_residual_bytes"]) for row in rows)
 
 
-def failures(rows: Sequence[Row], missing: Sequence[Row]) -> Iterator[str]:
-    """The cells that miss the criterion, and those that were not measured, by name."""
-    for row in missing:
-        off = row["trace_residual_bytes"]
-        what = f"{off:+,} B at `{row['measured_peak_operation']}`" if off is not None else row["error"]
-        yield f"- misses: {row['recipe']}, cell {row['cell']} ({row['model']}, {row['task']}): {what}"
+def failures(rows: Sequence[Row]) -> Iterator[str]:
+    """The cells that miss the criterion, and those in which a lens failed, by name."""
+    for row in rows:
+        cell = f"{row['recipe']}, cell {row['cell']} ({row['model']}, {row['task']})"
+        if row["trace_residual_bytes"] is not None and misses(row):
+            off, operation = row["trace_residual_bytes"], row["measured_peak_operation"]
+            yield f"- misses: {cell}: {off:+,} B at `{operation}`"
+        if row["status"] != "ok":
+            yield f"- {row['status']}: {cell}: {row['error']}"
     if any(row["trace_lower_bytes"] is not None for row in rows):
         yield "Where the data decides how much is needed, between the trace's bounds counts as met."
 
