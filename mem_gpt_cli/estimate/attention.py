@@ -20,8 +20,9 @@ def attention(run: Pass, layer: Layer, index: int, x: Tensor) -> tuple[Tensor, T
     part = layer.attention
     with run.inside(ATTENTION, f"layers.{index}.attention"):
         if part.kv_lora_rank is not None:
-            q, k, v = latent_projections(run, layer, index, x)
+            q, k, v, held = latent_projections(run, layer, index, x)
         else:
+            held = ()
             q, k, v = projections(run, layer, index, x)
             if run.cache is not None:
                 k, v = update_cache(run, part, index, k, v)
@@ -31,6 +32,7 @@ def attention(run: Pass, layer: Layer, index: int, x: Tensor) -> tuple[Tensor, T
         output = ops.linear(
             run.tape, output, run.weight(f"layers.{index}.o", hidden * part.heads * part.value_dim), hidden
         )
+        del held
         return output, weights
 
 

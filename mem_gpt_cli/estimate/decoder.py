@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from itertools import pairwise
 
 from mem_gpt_cli.estimate import ops
 from mem_gpt_cli.estimate.blocks import block
@@ -12,7 +13,7 @@ from mem_gpt_cli.estimate.dialect import dialect_of
 from mem_gpt_cli.estimate.forward_pass import CacheLayer, Pass
 from mem_gpt_cli.estimate.norms import norm
 from mem_gpt_cli.estimate.tape import Node, Parameter, Tape, Tensor
-from mem_gpt_cli.model.architecture import Architecture
+from mem_gpt_cli.model.architecture import Architecture, Layer
 from mem_gpt_cli.recipe.schema import Recipe
 
 WIDTHS = {"fp32": 4, "fp16": 2, "bf16": 2, "none": 0}
@@ -36,6 +37,7 @@ class Decoder:
         self.item = WIDTHS[recipe.model.dtype]
         self.training = recipe.task == "training"
         self.dialect = dialect_of(architecture.model_type)
+        self.inner = _inner(architecture.layers)
         self.weights = Storage(ledger, WEIGHTS, weight_bytes, "empty")
         self.parameters: dict[str, Parameter] = {}
 
@@ -87,8 +89,11 @@ class Decoder:
         )
         embedded, x = self._embed(run, tokens)
         run.prepare()
+        repeats = not (tape.recording or tape.autocast or self.training)
         for index, layer in enumerate(arch.layers):
-            if self.training and self.recipe.checkpointing.policy == "full":
+            if repeats and index in self.inner:
+                _repeat_cache(run, index)
+            elif self.training and self.recipe.checkpointing.policy == "full":
                 x = self._checkpointed(run, index, x)
             else:
                 x = block(run, layer, index, x)
@@ -109,7 +114,8 @@ class Decoder:
         if not arch.learned_positions:
             ledger.module = ""
             return (embedded,), embedded
-        ids = tape.new(run.tokens, INT64, "arange", INPUTS)
+        rows = run.rows if self.dialect.positions_by_sequence else run.tokens
+        ids = tape.new(rows, INT64, "arange", INPUTS)
         table = self.weight("positions", (arch.max_positions or 0) * arch.hidden)
         positions = ops.embedding(tape, table, ids, arch.hidden)
         x = ops.add(tape, embedded, positions)
@@ -165,3 +171,21 @@ class Decoder:
         del labels
         tape.slot, self.ledger.module = outer, ""
         return out
+
+
+def _inner(layers: Sequence[Layer]) -> frozenset[int]:
+    """The layers in a row of equal ones, less its first two and its last, whose walk can be left out.
+
+    From the second on, each differs from the one before by what its cache adds or gives back. So every moment
+    within it rises or falls evenly along the row, and the highest of its kind is at one end. That holds where
+    a layer leaves nothing but its cache: no graph for backward, no weights that autocast has cast.
+    """
+    same = [layer == after for layer, after in pairwise(layers)]
+    return frozenset(i for i in range(2, len(layers) - 1) if same[i - 2] and same[i - 1] and same[i])
+
+
+def _repeat_cache(run: Pass, index: int) -> None:
+    """Book what a layer leaves that is as the one before: a cache of its own."""
+    if run.cache is not None:
+        run.cache.pop(index, None)  # what it held until now goes first, as it would in the walk
+        run.cache[index] = run.cache[index - 1].copy(run.tape)

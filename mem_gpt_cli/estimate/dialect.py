@@ -23,6 +23,7 @@ class Dialect:
         norm_position: before each part, before and after it (``sandwich``), or after it alone.
         holds_attention_output: the block keeps a name on it to its end.
         scales_queries: the queries are scaled, not the scores.
+        positions_by_sequence: learned positions are looked up for each sequence, not once for all.
     """
 
     sdpa: bool = True
@@ -32,12 +33,13 @@ class Dialect:
     norm_position: Literal["pre", "sandwich", "post"] = "pre"
     holds_attention_output: bool = False
     scales_queries: bool = False
+    positions_by_sequence: bool = False
 
 
 _DEFAULT = Dialect()
 _DIALECTS = {
     "gpt2": Dialect(softmax_fp32=False, holds_attention_output=True),
-    "opt": Dialect(scales_queries=True),
+    "opt": Dialect(scales_queries=True, positions_by_sequence=True),
     "gemma": Dialect(rms="gemma", embedding_scale=True),
     "gemma2": Dialect(sdpa=False, rms="gemma", embedding_scale=True, norm_position="sandwich"),
     "bloom": Dialect(sdpa=False),

@@ -46,9 +46,12 @@ def routed(run: Pass, part: Mlp, name: str, x: Tensor, weights: Tensor) -> Tenso
     tape, hidden = run.tape, run.architecture.hidden
     if run.experts == "batched":
         tape.scratch(pairs * 2 * part.intermediate * hidden * x.item, "index")
-    out = _experts(run, part, name, ops.gather(tape, x, pairs * hidden), weights)
+    selected = ops.gather(tape, x, pairs * hidden)
+    out, proj = _experts(run, part, name, selected, weights)
     out = ops.gather(tape, out, out.numel)
-    return ops.add_up(tape, out, run.rows * hidden)
+    out = ops.cast(tape, ops.add_up(tape, out, run.rows * hidden), x.item)
+    del selected, proj  # the modelling code keeps their names to its end
+    return out
 
 
 def _one_by_one(run: Pass, part: Mlp, name: str, x: Tensor, weights: Tensor, pairs: int) -> Tensor:
@@ -58,13 +61,13 @@ def _one_by_one(run: Pass, part: Mlp, name: str, x: Tensor, weights: Tensor, pai
     total = tape.new(run.rows * hidden, x.item, "zeros_like")
     taken = pairs if tape.recording else -(-pairs // part.experts)
     state = ops.gather(tape, x, taken * hidden)
-    out = _experts(run, part, name, state, ops.gather(tape, weights, taken))
-    del mask, state
+    out, proj = _experts(run, part, name, state, ops.gather(tape, weights, taken))
+    del mask, state, proj
     return tape.record("index_add", total, (out,), (), ops.fresh)
 
 
-def _experts(run: Pass, part: Mlp, name: str, x: Tensor, weights: Tensor) -> Tensor:
-    """Stacked projections of the chosen pairs: ``[pairs, hidden]``, weighted."""
+def _experts(run: Pass, part: Mlp, name: str, x: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Stacked projections of the chosen pairs, ``[pairs, hidden]``: weighted, and as they were."""
     tape, hidden = run.tape, run.architecture.hidden
     pairs, stacked = x.numel // hidden, part.experts * part.intermediate * hidden
     proj = ops.grouped_linear(
@@ -74,4 +77,4 @@ def _experts(run: Pass, part: Mlp, name: str, x: Tensor, weights: Tensor) -> Ten
     inner = ops.multiply(tape, activate(tape, part.activation, gate), up)
     del gate, up, proj
     out = ops.grouped_linear(tape, inner, run.weight(f"{name}.experts.down", stacked), pairs * hidden)
-    return ops.multiply(tape, out, weights)
+    return ops.multiply(tape, out, weights), out

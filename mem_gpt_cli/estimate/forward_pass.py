@@ -27,6 +27,11 @@ class CacheLayer:
     tokens: int
     window: Tensor | None = None
 
+    def copy(self, tape: Tape) -> CacheLayer:
+        """As much once more, in storages of its own."""
+        window = self.window and tape.copy(self.window)
+        return CacheLayer(tape.copy(self.keys), tape.copy(self.values), self.tokens, window)
+
 
 @dataclass
 class Pass:

@@ -15,8 +15,13 @@ from mem_gpt_cli.estimate.tape import Tensor
 from mem_gpt_cli.model.architecture import Layer
 
 
-def latent_projections(run: Pass, layer: Layer, index: int, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries, and keys and values expanded by head, of every token that the cache holds."""
+def latent_projections(
+    run: Pass, layer: Layer, index: int, x: Tensor
+) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, ...]]:
+    """Queries, and keys and values expanded by head, of every token that the cache holds.
+
+    Last come the tensors on which the attention's forward keeps a name to its end.
+    """
     tape, part = run.tape, layer.attention
     rope, rank = part.rope_head_dim or 0, part.kv_lora_rank or 0
     name = f"layers.{index}"
@@ -31,7 +36,7 @@ def latent_projections(run: Pass, layer: Layer, index: int, x: Tensor) -> tuple[
         latent, k_rot = update_cache(run, part, index, latent, k_rot)
     q = ops.concatenate(tape, (q_pass, q_rot))
     k, v = _expand(run, layer, index, latent, k_rot)
-    return q, k, v
+    return q, k, v, (q_pass, q_rot, latent, k_rot, mixed)
 
 
 def _queries(run: Pass, layer: Layer, index: int, x: Tensor, rope: int) -> tuple[Tensor, Tensor]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from mem_gpt_cli.estimate.report import estimate
+from mem_gpt_cli.estimate.report import report_of
+from mem_gpt_cli.model import resolve
+from mem_gpt_cli.recipe import refuse_unavailable
 from mem_gpt_cli.recipe.schema import Recipe
 from mem_gpt_cli.report.model import MemoryReport
 
@@ -17,17 +19,25 @@ COLUMNS: Mapping[str, Mapping[str, str]] = {
 """Quantized columns hold what is not quantized, and compute, in bf16."""
 
 
-def precision_table(recipe: Recipe) -> dict[str, MemoryReport]:
+def precision_table(recipe: Recipe, own: MemoryReport | None = None) -> dict[str, MemoryReport]:
     """The recipe in fp32, bf16, int8 and nf4; int8 and nf4 are left out of training.
+
+    ``own`` is the estimate of the recipe as it stands, where there is one: it is not computed twice.
 
     bitsandbytes gives quantized weights no gradient, so that a training step of the whole model does not
     exist in them: quantized training means adapters over frozen weights, which is another recipe.
     """
+    source = resolve(recipe.model)
     table: dict[str, MemoryReport] = {}
     for name, column in COLUMNS.items():
         if recipe.task == "training" and column["scheme"] != "none":
             continue
-        table[name] = estimate(in_precision(recipe, column))
+        if own and column == {"dtype": recipe.model.dtype, "scheme": recipe.quantization.scheme}:
+            table[name] = own
+            continue
+        at = in_precision(recipe, column)
+        refuse_unavailable(at, "estimate")
+        table[name] = report_of(at, source, source.architecture)
     return table
 
 

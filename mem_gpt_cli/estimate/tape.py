@@ -152,6 +152,11 @@ class Tape:
         slot = self.slot if slot is None else slot
         return Tensor(numel, item, Storage(self.ledger, slot, numel * item, operation))
 
+    def copy(self, x: Tensor) -> Tensor:
+        """A tensor like ``x``, in a storage as long as that of ``x``."""
+        storage = Storage(self.ledger, x.storage.slot, x.storage.nbytes, "clone")
+        return Tensor(x.numel, x.item, storage, permuted=x.permuted)
+
     def scratch(self, nbytes: int, operation: str) -> None:
         """Bytes that a kernel takes and gives back within one operation."""
         Storage(self.ledger, KERNEL_BUFFERS, nbytes, operation)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
 from mem_gpt_cli.attention import cost as attention_cost
 from mem_gpt_cli.kv_cache import cost as cache_cost
 from mem_gpt_cli.model.architecture import Architecture
@@ -18,26 +21,33 @@ def work(architecture: Architecture, recipe: Recipe) -> dict[str, int]:
     cached = recipe.kv_cache.kind != "none"
     steps = [(1 if cached else end, end) for end in ends]
     tokens = sum(queries for queries, _ in steps)
+    attended = sum(attention_flops(architecture, steps))
     return {
         "decode_tokens": batch * tokens,
-        "decode_flops": batch * sum(forward_flops(architecture, queries, keys) for queries, keys in steps),
+        "decode_flops": batch * (2 * tokens * active_linear_weights(architecture) + attended),
     }
 
 
-def forward_flops(architecture: Architecture, queries: int, keys: int) -> int:
-    """Operations of one forward pass of ``queries`` tokens that see ``keys``: two a multiply-add.
+def attention_flops(architecture: Architecture, steps: Sequence[tuple[int, int]]) -> Iterator[int]:
+    """Operations of each kind of attention layer in ``steps``, pairs of queries and the keys that they see.
 
-    Every weight of a linear layer meets every token (arXiv:2001.08361, section 2.1), of a mixture's experts
-    those that are chosen; attention adds a product with every key and every value.
+    Two a multiply-add, in a product with every key and every value.
+    """
+    for part, layers in Counter(layer.attention for layer in architecture.layers).items():
+        span = cache_cost.span(part)
+        for queries, keys in steps:
+            seen = min(keys, span or keys)
+            yield layers * attention_cost.score_flops(
+                1, part.heads, queries, seen, part.head_dim, part.value_dim
+            )
+
+
+def active_linear_weights(architecture: Architecture) -> int:
+    """Weights that meet each token: all of the linear layers (arXiv:2001.08361, section 2.1), of a mixture's
+    experts those that are chosen.
     """
     linear = sum(t.numel * t.count for t in architecture.tensors if t.kind == "linear")
-    linear -= idle_expert_weights(architecture)
-    attended = 0
-    for layer in architecture.layers:
-        part = layer.attention
-        seen = min(keys, cache_cost.span(part) or keys)
-        attended += attention_cost.score_flops(1, part.heads, queries, seen, part.head_dim, part.value_dim)
-    return 2 * linear * queries + attended
+    return linear - idle_expert_weights(architecture)
 
 
 def idle_expert_weights(architecture: Architecture) -> int:
