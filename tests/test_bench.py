@@ -21,7 +21,7 @@ from mem_gpt_cli.bench.columns import COLUMNS
 from mem_gpt_cli.bench.outcome import Outcome
 from mem_gpt_cli.bench.store import Store, typed
 from mem_gpt_cli.cli.main import run
-from mem_gpt_cli.recipe import load_recipe
+from mem_gpt_cli.recipe import expand, load_recipe
 from mem_gpt_cli.recipe.schema import Recipe
 from mem_gpt_cli.report.model import COMPONENTS, Lens
 
@@ -295,3 +295,32 @@ def test_a_lens_that_cannot_answer_leaves_the_others(tmp_path: Path) -> None:
     assert outcome.status == "unsupported"
     assert outcome.predicted_bytes == outcome.reports["estimate"].allocated_bytes
     assert "attention.backend" in (outcome.error or "")
+
+
+@pytest.mark.parametrize(("cells_per_process", "processes"), [(1, 3), (2, 2), (3, 1)])
+def test_cells_share_a_process_where_a_plan_says_so(
+    cells_per_process: int, processes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pids: list[int | None] = []
+
+    class Noted(worker.Worker):
+        def run(self, *arguments: Any) -> Outcome:
+            outcome = super().run(*arguments)
+            pids.append(self.pid)
+            return outcome
+
+    monkeypatch.setattr(sweep, "Worker", Noted)
+    axes = "sweep: {axes: {workload.batch: [1, 2, 3]}}\n"
+    plan = sweep.Plan(
+        name="small",
+        cells=expand(load_recipe(recipe_file(tmp_path, SMALL + axes))),
+        csv=tmp_path / "out.csv",
+        lenses=["estimate"],
+        cells_per_process=cells_per_process,
+    )
+    rows = list(sweep.run_sweep(plan))
+    assert [row["status"] for row in rows] == ["ok"] * 3
+    assert len(set(pids)) == processes
+    assert [typed(row)["formula_peak_bytes"] for row in rows_of(plan.csv)] == [
+        row["formula_peak_bytes"] for row in rows
+    ]

@@ -29,7 +29,7 @@ def groups(cells: Sequence[Cell]) -> list[Group]:
 
 
 def _group(cells: list[Cell], home: int | None) -> Group:
-    keys = list(dict.fromkeys(key for cell in cells for key in cell.values))
+    keys = list(dict.fromkeys((*_SPEAKS_FOR_ITSELF, *(key for cell in cells for key in cell.values))))
     values = {cell.index: _values(cell, keys) for cell in cells}
     first = values[home if home in values else cells[0].index]
     shared = [key for key in keys if all(found[key] == first[key] for found in values.values())]

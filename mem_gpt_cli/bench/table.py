@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rich.console import Group
@@ -19,64 +20,72 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 WIDTH = 80
-_COLUMNS: Mapping[str, int] = {
-    "formula": 8,
-    "trace": 8,
-    "measured": 8,
-    "trace -\nmeasured": 9,
-    "tokens/s": 8,
-    "memory\nvs base": 7,
-    "speed\nvs base": 7,
-}
-"""Headings and widths, the same in each group's table, so that the columns stand below each other."""
-
-_LABEL_WIDTH = WIDTH - sum(_COLUMNS.values()) - len(_COLUMNS)
 _COLORS = {"ok": "green", "oom": "red", "pruned": "yellow", "unsupported": "dim", "error": "red"}
+
+
+@dataclass(frozen=True)
+class _Column:
+    """Its width is fixed, so that the columns of all groups' tables stand below each other."""
+
+    heading: str
+    width: int
+    text: Callable[[Row], str]
+
+
+def _measured(row: Row) -> str:
+    """The status stands where the measurement would."""
+    known = row["measured_peak_bytes"] is not None or row["status"] == "ok"
+    return render_bytes(row["measured_peak_bytes"]) if known else str(row["status"])
+
+
+def _speed(row: Row) -> str:
+    speed = row["tokens_per_s"]
+    if speed is None:
+        return ""
+    return f"{speed:,.0f}" if speed >= 100 else f"{speed:.3g}"
+
+
+def _ratio(ratio: float | None) -> str:
+    return "" if ratio is None else f"{ratio:.2f}x"
+
+
+_COLUMNS = (
+    _Column("formula", 8, lambda row: render_bytes(row["formula_peak_bytes"])),
+    _Column("trace", 8, lambda row: render_bytes(row["trace_peak_bytes"])),
+    _Column("measured", 8, _measured),
+    _Column("trace -\nmeasured", 9, lambda row: render_bytes(row["trace_residual_bytes"], signed=True)),
+    _Column("tokens/s", 8, _speed),
+    _Column("memory\nvs base", 7, lambda row: _ratio(row["memory_ratio"])),
+    _Column("speed\nvs base", 7, lambda row: _ratio(row["speed_ratio"])),
+)
 
 
 def sweep_table(cells: Sequence[Cell], rows: Sequence[Row]) -> RenderableType:
     """What is known of a sweep; cells without a row, which it did not come to, are left out."""
     by_index = {row["cell"]: row for row in rows}
-    parts: list[RenderableType] = []
-    for number, group in enumerate(groups(cells)):
-        labels = {index: label for index, label in group.labels.items() if index in by_index}
-        if not labels:
-            continue
-        heading = _table(headings=not parts)
-        if not parts:
-            parts.append(heading)
-        elif number:
-            parts.append(Text(""))
-        if group.title:
-            parts.append(Text(group.title, style="bold"))
-        body = _table(headings=False)
-        for index, label in labels.items():
-            body.add_row(label, *_figures(by_index[index]))
-        parts.append(body)
-    parts.extend(_sentences(rows))
-    return Group(*parts)
+    columns = [column for column in _COLUMNS if any(column.text(row) for row in rows)]
+    parts: list[RenderableType] = [_table(columns, headings=True)]
+    for group in groups(cells):
+        body = _table(columns, headings=False)
+        for index, label in group.labels.items():
+            if index in by_index:
+                row = by_index[index]
+                style = "" if row["status"] == "ok" else _COLORS[row["status"]]
+                body.add_row(label, *(Text(column.text(row), style=style) for column in columns))
+        if body.row_count:
+            blank = [Text("")] if len(parts) > 1 else []
+            parts += [*blank, Text(group.title, style="bold"), body]
+    return Group(*parts, *_sentences(rows))
 
 
-def _table(*, headings: bool) -> Table:
+def _table(columns: Sequence[_Column], *, headings: bool) -> Table:
     table = plain_table()
     table.show_header, table.padding = headings, (0, 0, 0, 0)  # the box has a blank between columns
-    table.add_column("", width=_LABEL_WIDTH, overflow="fold")
-    for heading, width in _COLUMNS.items():
-        table.add_column(heading, width=width, justify="right", no_wrap=True)
+    label_width = WIDTH - sum(column.width + 1 for column in columns)
+    table.add_column("", width=label_width, overflow="fold")
+    for column in columns:
+        table.add_column(column.heading, width=column.width, justify="right", no_wrap=True)
     return table
-
-
-def _figures(row: Row) -> Iterator[Text]:
-    yield Text(render_bytes(row["formula_peak_bytes"]))
-    yield Text(render_bytes(row["trace_peak_bytes"]))
-    if row["measured_peak_bytes"] is None and row["status"] != "ok":
-        yield Text(row["status"], style=_COLORS[row["status"]])
-    else:
-        yield Text(render_bytes(row["measured_peak_bytes"]))
-    yield Text(render_bytes(row["trace_residual_bytes"], signed=True))
-    yield Text(_speed(row["tokens_per_s"]))
-    yield Text(_ratio(row["memory_ratio"]))
-    yield Text(_ratio(row["speed_ratio"]))
 
 
 def _sentences(rows: Sequence[Row]) -> Iterator[Text]:
@@ -85,15 +94,5 @@ def _sentences(rows: Sequence[Row]) -> Iterator[Text]:
     if told:
         yield Text("")
     for row in told:
-        line = Text(f"{row['status']}", style=_COLORS[row["status"]])
+        line = Text(row["status"], style=_COLORS[row["status"]])
         yield line.append(f"  {row['key']}: {row['error']}", style="default")
-
-
-def _speed(tokens_per_s: float | None) -> str:
-    if tokens_per_s is None:
-        return ""
-    return f"{tokens_per_s:,.0f}" if tokens_per_s >= 100 else f"{tokens_per_s:.3g}"
-
-
-def _ratio(ratio: float | None) -> str:
-    return "" if ratio is None else f"{ratio:.2f}x"
