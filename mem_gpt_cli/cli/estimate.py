@@ -79,7 +79,7 @@ def _show_formula(request: Request, recipe: Recipe) -> None:
     def tables() -> list[RenderableType]:
         from mem_gpt_cli.report import table
 
-        return [table.summary(report), table.precisions(precision_table(recipe))]
+        return [table.summary(report), table.precisions(precision_table(recipe, report))]
 
     answer.give(request, report, tables)
     answer.hold_to_budget(recipe, report)
