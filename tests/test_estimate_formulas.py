@@ -6,6 +6,7 @@ import pytest
 
 from mem_gpt_cli.estimate.books import Ledger
 from mem_gpt_cli.estimate.decoder import INT64, Decoder
+from mem_gpt_cli.estimate.phases import walk
 from mem_gpt_cli.model import resolve
 from mem_gpt_cli.recipe import load_recipe
 
@@ -101,3 +102,20 @@ def test_llama_keeps_eight_hidden_four_intermediate_and_its_keys_and_values() ->
 def test_checkpointing_keeps_the_input_of_a_layer() -> None:
     """Chen et al., arXiv:1604.06174: one tensor a layer; what a layer makes is made again in backward."""
     assert kept_by_one_layer(LLAMA, "checkpointing.policy=full") == ROWS * HIDDEN * 4
+
+
+@pytest.mark.parametrize("model", [GPT2, LLAMA], ids=["gpt2", "llama"])
+@pytest.mark.parametrize("options", ["", "attention.backend=eager", "kv_cache.kind=none"])
+def test_leaving_out_equal_layers_changes_nothing(
+    model: tuple[str, ...], options: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In inference layers in the middle of a row of equal ones are booked without being walked."""
+    depth = f"model.config.{DEPTH[model[0].removeprefix('model.name=')]}=9"
+    recipe = load_recipe(overrides=[*model, depth, "workload.seq=64", *options.split()])
+    architecture = resolve(recipe.model).architecture
+    short = walk(architecture, recipe)
+    monkeypatch.setattr("mem_gpt_cli.estimate.decoder._inner", lambda _: frozenset())
+    whole = walk(architecture, recipe)
+    assert {p: (m.total, m.live) for p, m in short.peaks.items()} == {
+        p: (m.total, m.live) for p, m in whole.peaks.items()
+    }

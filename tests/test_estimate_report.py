@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from itertools import pairwise
+from pathlib import Path
 
 import pytest
 
 from mem_gpt_cli.errors import UsageError
 from mem_gpt_cli.estimate import curve, estimate, precision_table
+from mem_gpt_cli.estimate.books import SLOTS, Moment
+from mem_gpt_cli.estimate.cause import cause_of
 from mem_gpt_cli.estimate.curve import exponent, part_heights
+from mem_gpt_cli.estimate.plot import draw, growth_label, largest_parts, spread_out
+from mem_gpt_cli.model import resolve
 from mem_gpt_cli.recipe import Recipe, load_recipe
-from mem_gpt_cli.report.model import COMPONENTS
+from mem_gpt_cli.report.model import COMPONENTS, Phase, components
 
 
 def recipe_of(text: str) -> Recipe:
@@ -42,6 +48,18 @@ def test_the_cause_names_what_holds_most(options: str, sentence: str) -> None:
     assert cause is not None
     assert cause.startswith("the peak is ")
     assert sentence in cause
+
+
+@pytest.mark.parametrize("slot", range(len(SLOTS)))
+def test_every_part_has_a_name_in_the_cause(slot: int) -> None:
+    """Whatever dominates, there is a sentence for it."""
+    recipe = recipe_of("model.name=gpt2 workload.autocast=bf16")
+    live = tuple(1000 if index == slot else 1 for index in range(len(SLOTS)))
+    moment = Moment(sum(live), live, "", "")
+    phase = Phase("prefill", sum(live), components(weights=sum(live)))
+    sentence = cause_of(phase, moment, resolve(recipe.model).architecture, recipe)
+    assert sentence.startswith("the peak is in the prefill: ")
+    assert "99%" in sentence
 
 
 def test_every_phase_adds_up() -> None:
@@ -152,3 +170,35 @@ def test_the_formula_imports_neither_torch_nor_numpy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize("suffix", [".png", ".svg"])
+def test_a_curve_is_drawn(suffix: str, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    points = curve(recipe_of("model.name=gpt2 attention.backend=eager"), "seq", points=(256, 512, 1024))
+    path = tmp_path / f"curve{suffix}"
+    draw("seq", points, path)
+    head = path.read_bytes()[:200]
+    assert head.startswith(b"\x89PNG") if suffix == ".png" else b"<?xml" in head
+    assert path.stat().st_size > 10_000
+
+
+def test_a_drawing_says_which_parts_grow_how() -> None:
+    points = curve(recipe_of("model.name=gpt2 attention.backend=eager"), "seq", points=(2048, 4096))
+    parts = largest_parts(points)
+    labels = [growth_label(phase, part, exponent((2048, 4096), heights)) for phase, part, heights in parts]
+    assert "weights  constant" in labels
+    assert "cached keys and values  n^1.00" in labels
+    assert "attention scores, prefill  n^2.02" in labels
+    assert "attention scores, one decode step  n^1.00" in labels
+
+
+def test_a_drawing_needs_a_pictures_suffix(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"\.png, \.svg"):
+        draw("seq", curve(recipe_of("model.name=gpt2"), "seq", points=(256, 512)), tmp_path / "curve.txt")
+
+
+def test_names_beside_a_plot_never_overlap() -> None:
+    moved = spread_out([0.5, 0.51, 0.52, 0.9], 0.06)
+    assert all(after - before >= 0.0599 for before, after in pairwise(moved))
+    assert moved[3] == 0.9

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 FP32 = 4
 
@@ -45,8 +45,7 @@ SLOTS: tuple[tuple[str, str], ...] = (
 ) = range(len(SLOTS))
 
 
-@dataclass(frozen=True)
-class Moment:
+class Moment(NamedTuple):
     """The books at one instant: bytes by slot, and where in the model the run was."""
 
     total: int

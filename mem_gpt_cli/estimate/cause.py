@@ -65,6 +65,7 @@ def _name(slot: tuple[str, str], architecture: Architecture, recipe: Recipe) -> 
         "gradients": "the gradients",
         "optimizer state": f"the optimizer state ({recipe.optimizer.name})",
         "optimizer temporaries": "temporaries of the optimizer's step",
+        "kernel buffers": "the kernels' own buffers",
         "weight casts": f"autocast's {recipe.workload.autocast} copies of the weights",
         "adapters": "the adapters",
     }

@@ -6,12 +6,10 @@ tells: the widths of intermediate results and the copies that are held.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 
-@dataclass(frozen=True)
-class Dialect:
+class Dialect(NamedTuple):
     """How a family's code is written.
 
     Attributes:

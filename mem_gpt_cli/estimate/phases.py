@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from mem_gpt_cli.estimate.books import (
     GRADIENTS,
@@ -28,8 +28,7 @@ from mem_gpt_cli.recipe.schema import Recipe
 CUDA_GRAIN = 512
 
 
-@dataclass(frozen=True)
-class Walk:
+class Walk(NamedTuple):
     """What a walk finds for each phase, by name: its highest moment, and the most that each slot held."""
 
     peaks: Mapping[str, Moment]

@@ -32,6 +32,7 @@ PART_COLORS: Mapping[str, str] = {
     "logits": "#D55E00",
     "gradients": "#009E73",
     "optimizer state": "#CC79A7",
+    "optimizer temporaries": "#8C8C8C",
 }
 
 
@@ -129,7 +130,7 @@ def largest_parts(points: Mapping[int, MemoryReport]) -> list[tuple[str, str, He
     best: dict[tuple[str, float], tuple[str, str, Heights]] = {}
     for (phase, part), heights in part_heights(points).items():
         power = exponent(values, heights)
-        if phase == "load" or power is None or part == "inputs":
+        if phase == "load" or power is None or part in ("inputs", "kernel buffers"):
             continue
         key = (part, round(power, 1))
         if key not in best or heights[-1] > best[key][2][-1]:
