@@ -48,7 +48,7 @@ def processor_seconds(command: list[str]) -> float:
 
 
 def measure(pairs: int) -> dict[str, object]:
-    """Both commands ``pairs`` times in turn, after one of each that fills the caches of files and bytecode."""
+    """Both commands ``pairs`` times in turn, after one of each: it fills the caches, bytecode included."""
     for command in (BASELINE, ESTIMATE):
         processor_seconds(command)
     baseline, estimate = [], []
