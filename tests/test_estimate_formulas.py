@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from mem_gpt_cli.estimate import decoder
 from mem_gpt_cli.estimate.books import Ledger
 from mem_gpt_cli.estimate.decoder import INT64, Decoder
 from mem_gpt_cli.estimate.phases import walk
@@ -51,9 +52,9 @@ def kept_by(model: tuple[str, ...], depth: int, *options: str) -> int:
     )
     ledger = Ledger()
     ledger.enter("forward")
-    decoder = Decoder(resolve(recipe.model).architecture, recipe, ledger, weight_bytes=0)
-    tape = decoder.tape(recording=True)
-    hidden = decoder.forward(tape, tape.new(ROWS, INT64, "tokens"))
+    model_of = Decoder(resolve(recipe.model).architecture, recipe, ledger, weight_bytes=0)
+    tape = model_of.tape(recording=True)
+    hidden = model_of.forward(tape, tape.new(ROWS, INT64, "tokens"))
     kept = ledger.total
     del hidden
     return kept
@@ -114,7 +115,7 @@ def test_leaving_out_equal_layers_changes_nothing(
     recipe = load_recipe(overrides=[*model, depth, "workload.seq=64", *options.split()])
     architecture = resolve(recipe.model).architecture
     short = walk(architecture, recipe)
-    monkeypatch.setattr("mem_gpt_cli.estimate.decoder._inner", lambda _: frozenset())
+    monkeypatch.setattr(decoder, "_inner", lambda _: frozenset())
     whole = walk(architecture, recipe)
     assert {p: (m.total, m.live) for p, m in short.peaks.items()} == {
         p: (m.total, m.live) for p, m in whole.peaks.items()

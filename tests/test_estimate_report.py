@@ -97,6 +97,12 @@ def test_a_model_without_sdpa_is_estimated_as_eager() -> None:
     assert not any("no sdpa attention" in warning for warning in eager.warnings)
 
 
+@pytest.mark.parametrize(("name", "told"), [("falcon-7b", True), ("llama-2-7b", False), ("gpt2", False)])
+def test_a_family_that_is_not_followed_is_told(name: str, told: bool) -> None:
+    warnings = estimate(recipe_of(f"model.name={name}")).warnings
+    assert any("add --trace" in warning for warning in warnings) == told
+
+
 def test_precisions_shrink_the_weights_and_say_what_stays() -> None:
     table = precision_table(recipe_of("model.name=llama-2-7b"))
     assert list(table) == ["fp32", "bf16", "int8", "nf4"]

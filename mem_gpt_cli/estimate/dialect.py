@@ -13,6 +13,8 @@ class Dialect(NamedTuple):
     """How a family's code is written.
 
     Attributes:
+        followed: the walk follows this code; else it is near, but off by more than a few percent where
+            attention's buffers outweigh the weights.
         sdpa: the code can call it; else only eager attention runs.
         softmax_fp32: eager attention takes its softmax in fp32 and casts back.
         rms: ``llama`` casts the normalised input back before the weight multiplies it, ``gemma`` multiplies
@@ -24,6 +26,7 @@ class Dialect(NamedTuple):
         positions_by_sequence: learned positions are looked up for each sequence, not once for all.
     """
 
+    followed: bool = True
     sdpa: bool = True
     softmax_fp32: bool = True
     rms: Literal["llama", "gemma"] = "llama"
@@ -40,9 +43,10 @@ _DIALECTS = {
     "opt": Dialect(scales_queries=True, positions_by_sequence=True),
     "gemma": Dialect(rms="gemma", embedding_scale=True),
     "gemma2": Dialect(sdpa=False, rms="gemma", embedding_scale=True, norm_position="sandwich"),
-    "bloom": Dialect(sdpa=False),
+    "bloom": Dialect(followed=False, sdpa=False),
     "codegen": Dialect(sdpa=False),
-    "gpt_neo": Dialect(sdpa=False),
+    "falcon": Dialect(followed=False),
+    "gpt_neo": Dialect(followed=False, sdpa=False),
     "gptj": Dialect(sdpa=False),
     "gpt_oss": Dialect(sdpa=False),
     "mpt": Dialect(sdpa=False),
