@@ -15,7 +15,7 @@ from mem_gpt_cli.estimate.work import work
 from mem_gpt_cli.kv_cache import cost as cache_cost
 from mem_gpt_cli.model import resolve
 from mem_gpt_cli.quantization import cost as quantization_cost
-from mem_gpt_cli.recipe import refuse_unavailable, resolved
+from mem_gpt_cli.recipe import as_run, refuse_unavailable
 from mem_gpt_cli.recipe.schema import Recipe
 from mem_gpt_cli.report.model import (
     PHASES,
@@ -57,7 +57,7 @@ def report_of(recipe: Recipe, source: ModelSource, architecture: Architecture) -
     return MemoryReport(
         lens="estimate",
         task=recipe.task,
-        recipe=resolved(recipe),
+        recipe=as_run(recipe),
         model=ModelSummary(
             name=source.name,
             architecture=architecture.model_type,

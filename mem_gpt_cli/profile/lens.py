@@ -22,7 +22,7 @@ from mem_gpt_cli.profile.positions import refuse_beyond_positions
 from mem_gpt_cli.profile.progress import Progress, Ticker
 from mem_gpt_cli.profile.run import Job
 from mem_gpt_cli.profile.speed import CleanRun, clean_run
-from mem_gpt_cli.recipe import refuse_unavailable, resolved
+from mem_gpt_cli.recipe import as_run, refuse_unavailable
 from mem_gpt_cli.recipe.schema import Recipe
 from mem_gpt_cli.report import PHASES, MemoryReport, Phase
 from mem_gpt_cli.report.cause import cause_of
@@ -103,7 +103,7 @@ def report(job: Job, measured: Measured) -> MemoryReport:
     return MemoryReport(
         lens="profile",
         task=job.recipe.task,
-        recipe=resolved(job.recipe),
+        recipe=as_run(job.recipe),
         model=job.model,
         device=job.device.summary,
         phases=phases,

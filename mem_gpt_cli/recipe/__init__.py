@@ -7,11 +7,12 @@ from mem_gpt_cli.recipe.loading import load_recipe
 from mem_gpt_cli.recipe.schema import Recipe
 from mem_gpt_cli.recipe.shipped import shipped
 from mem_gpt_cli.recipe.sweep import Cell, expand
-from mem_gpt_cli.recipe.writing import json_schema, resolved, to_yaml
+from mem_gpt_cli.recipe.writing import as_run, json_schema, resolved, to_yaml
 
 __all__ = [
     "Cell",
     "Recipe",
+    "as_run",
     "expand",
     "json_schema",
     "load_recipe",

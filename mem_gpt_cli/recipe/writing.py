@@ -19,6 +19,16 @@ def resolved(recipe: Recipe) -> dict[str, Any]:
     return data
 
 
+def as_run(recipe: Recipe) -> dict[str, Any]:
+    """``resolved``, with the lengths that the recipe leaves open filled in: what a report holds."""
+    data = resolved(recipe)
+    lengths = recipe.lengths
+    data["workload"]["seq"] = lengths.seq
+    if recipe.task == "inference":
+        data["workload"] |= {"prompt_tokens": lengths.prompt, "new_tokens": lengths.new}
+    return data
+
+
 def to_yaml(recipe: Recipe) -> str:
     """A recipe as YAML that loads to an equal recipe, by the rules of YAML 1.1 as well as 1.2."""
     return yaml.dump(resolved(recipe), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)

@@ -15,7 +15,7 @@ from mem_gpt_cli.ledger.timeline import run_title, timeline_of
 from mem_gpt_cli.model import ModelSource, resolve
 from mem_gpt_cli.model.build import attention_note, build_on_meta
 from mem_gpt_cli.model.facts import summarise
-from mem_gpt_cli.recipe import refuse_unavailable, resolved
+from mem_gpt_cli.recipe import as_run, refuse_unavailable
 from mem_gpt_cli.recipe.schema import Recipe
 from mem_gpt_cli.report import COMPONENTS, PHASES, DeviceSummary, MemoryReport, ModelSummary, Phase
 from mem_gpt_cli.report.cause import cause_of
@@ -199,7 +199,7 @@ def trace(
         dry = DryRunner(source, recipe, full_depth=full_depth).run(None if full_depth else plan_depth(whole))
     dry.warnings.extend((*source.notes, *attention_note(whole, recipe)))
     if events is not None and dry.log is not None:
-        write_events(dry.log, events, resolved(recipe))
+        write_events(dry.log, events, as_run(recipe))
     if timeline is not None and dry.log is not None:
         write(timeline_of(dry.log.curves(), run_title(source.name, recipe, "traced")), timeline)
     return report(recipe, summarise(source, whole), dry)
@@ -249,7 +249,7 @@ def report(recipe: Recipe, model: ModelSummary, dry: DryRun) -> MemoryReport:
     return MemoryReport(
         lens="trace",
         task=recipe.task,
-        recipe=resolved(recipe),
+        recipe=as_run(recipe),
         model=model,
         device=DeviceSummary(type=recipe.device.type, name=recipe.device.name),
         phases=tuple(phases),
