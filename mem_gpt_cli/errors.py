@@ -17,7 +17,7 @@ without a traceback.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 
 class MemgptError(Exception):
@@ -32,8 +32,7 @@ class UsageError(MemgptError):
     exit_code = 2
 
 
-@dataclass(frozen=True)
-class Position:
+class Position(NamedTuple):
     """A place in a text: ``line`` and ``column`` count from 1; a flag of one value is its own place."""
 
     source: str

@@ -12,9 +12,8 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, get_args, get_origin
 
 import typer
 from pydantic import BeforeValidator
@@ -51,8 +50,7 @@ _LONGEST_METAVAR = 22
 """Characters of choices that the help's column of types holds unbroken in 80 columns."""
 
 
-@dataclass(frozen=True)
-class Request:
+class Request(NamedTuple):
     """What the shared flags ask for; ``flags`` maps dotted recipe keys to the values given."""
 
     source: str | None

@@ -7,8 +7,7 @@ Sources: bitsandbytes 0.50 ``functional.py`` (``quantize_4bit``, ``QuantState``)
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from mem_gpt_cli.model.architecture import Architecture, Tensor
 
@@ -21,8 +20,7 @@ CODE_4BIT = 16
 CODE_8BIT = 256
 
 
-@dataclass(frozen=True)
-class StoredTensor:
+class StoredTensor(NamedTuple):
     """Bytes of one weight tensor: ``values``, and the scales and tables that go with them."""
 
     values: int

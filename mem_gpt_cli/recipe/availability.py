@@ -8,7 +8,7 @@ from typing import Literal
 from mem_gpt_cli.errors import RecipeError
 from mem_gpt_cli.recipe.document import KeyPath, dotted
 from mem_gpt_cli.recipe.problems import combined, position_of
-from mem_gpt_cli.recipe.schema import Checkpointing, Loss, Optimizer, Recipe, Section, Workload
+from mem_gpt_cli.recipe.schema import Optimizer, Recipe, Section
 
 Lens = Literal["estimate", "trace", "profile"]
 
@@ -32,13 +32,13 @@ _ESTIMATE_ONLY: dict[str, frozenset[str]] = {
 
 _ESTIMATE_CAN = "`memgpt estimate` without --trace computes it"
 
-_TRAINING_ONLY: tuple[tuple[str, Section, tuple[str, ...]], ...] = (
-    ("checkpointing", Checkpointing(), ("policy",)),
-    ("optimizer", Optimizer(), tuple(Optimizer.model_fields)),
-    ("loss", Loss(), ("kind",)),
-    ("workload", Workload(), ("steps", "hold_outputs")),
+_TRAINING_ONLY: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("checkpointing", ("policy",)),
+    ("optimizer", tuple(Optimizer.model_fields)),
+    ("loss", ("kind",)),
+    ("workload", ("steps", "hold_outputs")),
 )
-"""Sections, their defaults, and the keys of theirs that an inference would ignore."""
+"""Sections, and the keys of theirs that an inference would ignore."""
 
 _Refusal = tuple[KeyPath, str]
 
@@ -94,10 +94,11 @@ def _device(recipe: Recipe, lens: Lens) -> Iterator[_Refusal]:
 def _combinations(recipe: Recipe) -> Iterator[_Refusal]:
     """What is offered, but not for this task."""
     if recipe.task == "inference":
-        for section, default, names in _TRAINING_ONLY:
+        for key, names in _TRAINING_ONLY:
+            section: Section = getattr(recipe, key)
             for name in names:
-                if getattr(getattr(recipe, section), name) != getattr(default, name):
-                    yield (section, name), "belongs to training: leave it out, or write task: training"
+                if getattr(section, name) != type(section).model_fields[name].default:
+                    yield (key, name), "belongs to training: leave it out, or write task: training"
         return
     if recipe.quantization.scheme != "none":
         reason = "quantized weights cannot be trained: write none, or task: inference"

@@ -7,8 +7,7 @@ Values that a lens does not offer yet are part of the vocabulary, so that they a
 # No `from __future__ import annotations`: pydantic would compile each annotation again, at every start.
 
 import re
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import (
     AfterValidator,
@@ -220,8 +219,7 @@ DEFAULT_NEW_TOKENS = 32
 _SEQ, _PROMPT, _NEW = (("workload", name) for name in ("seq", "prompt_tokens", "new_tokens"))
 
 
-@dataclass(frozen=True)
-class Lengths:
+class Lengths(NamedTuple):
     """``seq`` tokens in all, of which ``prompt`` are given and ``new`` are generated (0 in training)."""
 
     seq: int
