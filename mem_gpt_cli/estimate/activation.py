@@ -39,7 +39,7 @@ def _gelu_by_tanh(tape: Tape, x: Tensor) -> Tensor:
 
 def _scaled_sum(tape: Tape, x: Tensor) -> Tensor:
     """``x + 0.044715 * x ** 3``."""
-    return ops.add(tape, x, _scaled(tape, ops.pointwise(tape, "pow", x, keeps_input=True)))
+    return ops.add(tape, x, _scaled(tape, ops.power(tape, x)))
 
 
 def _gelu_fast(tape: Tape, x: Tensor) -> Tensor:

@@ -117,7 +117,8 @@ def _scaled_scores(tape: Tape, q: Tensor, k: Tensor, numel: int, merges: bool) -
 
 
 def _softmaxed(run: Pass, scores: Tensor, item: int) -> Tensor:
-    wide = FP32 if run.dialect.softmax_fp32 else scores.item
+    upcast = run.dialect.softmax_fp32 or (run.tape.cuda and run.tape.autocast)
+    wide = FP32 if upcast else scores.item
     return ops.cast(run.tape, attention_ops.softmax(run.tape, scores, wide), item)
 
 

@@ -46,8 +46,8 @@ def _positions(recipe: Recipe, source: ModelSource, architecture: Architecture) 
 def _attention(recipe: Recipe, architecture: Architecture) -> Iterator[str]:
     if not dialect_of(architecture.model_type).followed:
         yield (
-            f"the formula follows {architecture.model_type}'s attention from afar: long prompts and large batches "
-            "take more than it says; add --trace to run the real code"
+            f"the formula follows {architecture.model_type}'s attention from afar: long prompts and large "
+            "batches take more than it says; add --trace to run the real code"
         )
     if recipe.attention.backend != "eager" and not dialect_of(architecture.model_type).sdpa:
         yield (

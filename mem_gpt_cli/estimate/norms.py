@@ -34,7 +34,7 @@ def rms_norm(run: Pass, x: Tensor, width: int, name: str) -> Tensor:
 
 def _inverse_root(tape: Tape, x: Tensor, rows: int) -> Tensor:
     """``rsqrt(mean(x ** 2) + eps)``, one number a row."""
-    square = ops.pointwise(tape, "pow", x, keeps_input=True)
+    square = ops.power(tape, x)
     mean = ops.reduce_mean(tape, square, rows)
     del square
     return ops.pointwise(tape, "rsqrt", ops.shift(tape, mean), keeps_output=True)

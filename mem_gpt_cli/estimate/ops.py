@@ -101,6 +101,19 @@ def cast(tape: Tape, x: Tensor, item: int) -> Tensor:
     return tape.record("_to_copy", out, (x,), (), _passed)
 
 
+def widen(tape: Tape, x: Tensor) -> Tensor:
+    """What CUDA's autocast makes of the input of a power, a norm or a softmax: fp32 (aten/autocast_mode.h).
+
+    CPU's autocast leaves them as they are.
+    """
+    return cast(tape, x, FP32) if tape.cuda and tape.autocast else x
+
+
+def power(tape: Tape, x: Tensor) -> Tensor:
+    """``x`` to the power of a number: keeps its input."""
+    return pointwise(tape, "pow", widen(tape, x), keeps_input=True)
+
+
 def clone(tape: Tape, x: Tensor, operation: str = "clone") -> Tensor:
     """A copy in the order that the elements are read in."""
     out = tape.new(x.numel, x.item, operation)
@@ -198,6 +211,7 @@ def dropout(tape: Tape, x: Tensor, probability: float) -> Tensor:
 
 def layer_norm(tape: Tape, x: Tensor, rows: int) -> Tensor:
     """Keeps its input and two statistics a row."""
+    x = widen(tape, x)
     out = tape.new(x.numel, x.item, "native_layer_norm")
     statistics = tape.new(2 * rows, max(FP32, x.item) if tape.cuda else x.item, "native_layer_norm")
     return tape.record("native_layer_norm", out, (x,), (x.storage, statistics.storage), fresh)
