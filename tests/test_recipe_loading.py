@@ -218,10 +218,10 @@ def test_a_wrong_flag_is_named_as_it_was_written() -> None:
     with pytest.raises(RecipeErrors) as caught:
         load_recipe(None, flags=flags)
     assert [str(error) for error in caught.value.errors] == [
-        "--new-tokens 0:1:1: workload.new_tokens: must be greater than 0, not 0",
-        "--kv-cache dynamc:1:1: kv_cache.kind: 'dynamc' is not one of none, dynamic, static, quantized, "
+        "--new-tokens 0: workload.new_tokens: must be greater than 0, not 0",
+        "--kv-cache dynamc: kv_cache.kind: 'dynamc' is not one of none, dynamic, static, quantized, "
         "offloaded, sliding, paged, did you mean 'dynamic'?",
-        "--budget 9X:1:1: budget.memory: '9X' is not a size: write bytes, or a number with GiB, MiB, GB or "
+        "--budget 9X: budget.memory: '9X' is not a size: write bytes, or a number with GiB, MiB, GB or "
         "MB, e.g. 24GiB",
     ]
 
