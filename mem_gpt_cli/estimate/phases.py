@@ -60,11 +60,12 @@ def stored_weights(architecture: Architecture, recipe: Recipe) -> int:
 
 
 def _generate(decoder: Decoder, tokens: Tensor) -> None:
-    """The prefill and the last decode step, which is the largest."""
+    """The prefill, and those decode steps of which one is the largest: the last, and where a window cuts the
+    cache the first, which still finds the prompt's.
+    """
     lengths = decoder.recipe.lengths
     decoder.ledger.enter("prefill")
-    cached = decoder.recipe.kv_cache.kind != "none"
-    cache: dict[int, CacheLayer] | None = {} if cached else None
+    cache: dict[int, CacheLayer] | None = {} if decoder.recipe.kv_cache.kind != "none" else None
     sequence = _next_token(decoder, tokens, cache, 0)
     del tokens
     if lengths.new < 2:
@@ -72,14 +73,22 @@ def _generate(decoder: Decoder, tokens: Tensor) -> None:
     decoder.ledger.enter("decode")
     length = lengths.prompt + lengths.new - 2
     if lengths.new > 2 and cache is not None:
+        if any(cache_cost.span(layer.attention) for layer in decoder.architecture.layers):
+            sequence = _decode(decoder, sequence, cache, lengths.prompt)
         widths = [(layer.keys.item, layer.values.item) for layer in cache.values()]
         cache = None
         cache = filled_cache(decoder, length, widths)
-    sequence = decoder.tape(recording=False).new(
-        decoder.recipe.workload.batch * (length + 1), INT64, "cat", INPUTS
-    )
-    last = Tensor(decoder.recipe.workload.batch, INT64, sequence.storage)
-    _next_token(decoder, last if cached else sequence, cache, length if cached else 0)
+    batch = decoder.recipe.workload.batch
+    sequence = decoder.tape(recording=False).new(batch * (length + 1), INT64, "cat", INPUTS)
+    _decode(decoder, sequence, cache, length)
+
+
+def _decode(decoder: Decoder, sequence: Tensor, cache: dict[int, CacheLayer] | None, past: int) -> Tensor:
+    """One decode step after ``past`` tokens: the newest token, or without a cache the whole sequence."""
+    if cache is None:
+        return _next_token(decoder, sequence, None, 0)
+    newest = Tensor(decoder.recipe.workload.batch, INT64, sequence.storage)
+    return _next_token(decoder, newest, cache, past)
 
 
 def _next_token(decoder: Decoder, tokens: Tensor, cache: dict[int, CacheLayer] | None, past: int) -> Tensor:
