@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 aten = torch.ops.aten
 _MOST_INTEGERS = 2**27
 _MOST_FLOATS = 2**22
+_MOST_CONSTANT_FLOATS = 2**18  # a mask made of ones is asked about, a state made of zeros is not
 _ARANGES = {aten.arange.default, aten.arange.start, aten.arange.start_step}
 _ZEROS = {aten.zeros.default, aten.zeros_like.default, aten.new_zeros.default}
 _ONES = {aten.ones.default, aten.ones_like.default, aten.new_ones.default}
@@ -48,7 +49,10 @@ def contents(tensor: torch.Tensor) -> Contents | None:
     """The contents of a tensor where they are known: kept here, kept by torch, or in a real tensor."""
     kept: Contents | None = tensor.__dict__.get("_contents")
     if kept is not None:
-        return kept if kept.memory.known else None
+        if not kept.memory.known:
+            del tensor._contents  # type: ignore[attr-defined]
+            return None
+        return kept
     real = tensor.constant if isinstance(tensor, FakeTensor) else tensor
     if real is None or real.device.type == "meta":
         return None
@@ -76,8 +80,8 @@ def keep(real: Any, fake: Any, sources: Sequence[Memory] = (), invented: bool = 
 
 
 def keep_constant(func: Any, args: Any, fake: torch.Tensor) -> None:
-    """Keep the integers or truth values that one of ``CONSTANTS`` makes."""
-    if fake.dtype.is_floating_point or fake.dtype.is_complex or not _affordable(fake):
+    """Keep what one of ``CONSTANTS`` makes."""
+    if not _affordable(fake) or (fake.dtype.is_floating_point and fake.numel() > _MOST_CONSTANT_FLOATS):
         return
     with unset_fake_temporarily():
         if func in _ARANGES:

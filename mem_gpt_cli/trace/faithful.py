@@ -6,6 +6,7 @@ is materialised, flash attention is lost. Each patch here undoes one such depart
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -17,6 +18,7 @@ import torch._meta_registrations as shape_functions
 _GROUPED_MM_TYPES = (torch.float32, torch.bfloat16, torch.float16)
 _GROUPED_MM_ALIGNMENT = 16
 _scaled_grouped_mm = shape_functions._meta_grouped_mm_common
+_torch_trunc_normal = torch.nn.init._no_grad_trunc_normal_
 
 
 def _not_fake(_: Any) -> bool:
@@ -79,6 +81,41 @@ def _check_grouped_mm_input(name: str, matrix: torch.Tensor) -> None:
         raise RuntimeError(f"grouped_mm: the rows of {name} do not lie a multiple of 16 bytes apart")
 
 
+def _trunc_normal(
+    tensor: torch.Tensor,
+    mean: float,
+    std: float,
+    a: float,
+    b: float,
+    generator: torch.Generator | None = None,
+) -> torch.Tensor:
+    """``torch.nn.init.trunc_normal_``, which draws again until no value lies outside.
+
+    Without values, as many rounds as leave less than one value outside on average.
+    """
+    within = _normal_cdf((b - mean) / std) - _normal_cdf((a - mean) / std)
+    if within <= 0.3:  # torch draws these in another way
+        return _torch_trunc_normal(tensor, mean, std, a, b, generator)
+    outside = float(tensor.numel())
+    with torch.no_grad():
+        result = tensor.normal_(mean, std, generator=generator)
+        while True:
+            mask = (result < a) | (result > b)
+            outside *= 1 - within
+            if outside < 1:
+                break
+            drawn = torch.empty_like(result).normal_(mean, std, generator=generator)
+            result = torch.where(mask, drawn, result)
+            del drawn
+        if tensor is not result:
+            tensor.copy_(result)
+    return tensor
+
+
+def _normal_cdf(x: float) -> float:
+    return (1 + math.erf(x / math.sqrt(2))) / 2
+
+
 @contextmanager
 def like_the_real_run() -> Iterator[None]:
     """Patch the questions that transformers asks about tracing and about data that a trace lacks."""
@@ -89,5 +126,6 @@ def like_the_real_run() -> Iterator[None]:
         mock.patch.object(import_utils, "is_fake_tensor", _not_fake),
         mock.patch.object(masking_utils, "find_packed_sequence_indices", _single_sequence),
         mock.patch.object(shape_functions, "_meta_grouped_mm_common", _grouped_mm),
+        mock.patch.object(torch.nn.init, "_no_grad_trunc_normal_", _trunc_normal),
     ):
         yield

@@ -39,7 +39,7 @@ def _reason(error: BaseException) -> str:
 
 
 def _asker(error: BaseException) -> str:
-    """The innermost function of the model on the way to the failure, its file and line, and the line itself."""
+    """The innermost function outside of torch on the way to the failure, with its file and line."""
     frames = traceback.extract_tb(error.__traceback__)
     names = _qualified_names(error)
     for frame, name in zip(reversed(frames), reversed(names), strict=True):
