@@ -1,4 +1,4 @@
-"""Trace and run every registered causal language model: ``python -m benchmarks.coverage``."""
+"""Trace and run every registered causal language model: ``python -m benchmarks.coverage.run``."""
 
 from __future__ import annotations
 
@@ -39,7 +39,8 @@ class Workers:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
             )
-        assert self._process.stdin is not None and self._process.stdout is not None
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
         self._examined += 1
         print(model_type, file=self._process.stdin, flush=True)
         ready, _, _ = select.select([self._process.stdout], [], [], self._timeout_s)
@@ -67,7 +68,7 @@ def versions() -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.coverage", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.coverage.run", description=__doc__)
     parser.add_argument(
         "types", nargs="*", help="model types to examine anew; all that are missing by default"
     )
