@@ -1,0 +1,1 @@
+"""What is measured: accuracy, coverage, speed. Raw results lie under ``results/``."""

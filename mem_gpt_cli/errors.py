@@ -54,7 +54,7 @@ class RecipeError(UsageError):
         self.position = position
 
 
-class RecipeErrors(RecipeError):
+class RecipeErrors(RecipeError):  # noqa: N818  (several of the one above)
     """Several recipe errors found in one reading, in the order of the file."""
 
     def __init__(self, errors: Sequence[RecipeError]) -> None:

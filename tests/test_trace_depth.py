@@ -22,10 +22,10 @@ SMALL_GEMMA3 = [
 ]
 SMALL_DEEPSEEK = [
     "model.name=deepseek-v3",
-    "model.config={hidden_size: 64, intermediate_size: 96, moe_intermediate_size: 32, num_attention_heads: 4, "
-    "num_key_value_heads: 4, q_lora_rank: 32, kv_lora_rank: 16, qk_rope_head_dim: 8, qk_nope_head_dim: 8, "
-    "v_head_dim: 16, n_routed_experts: 4, n_group: 2, topk_group: 1, num_experts_per_tok: 2, vocab_size: 500, "
-    "num_hidden_layers: 14}",
+    "model.config={hidden_size: 64, intermediate_size: 96, moe_intermediate_size: 32, "
+    "num_attention_heads: 4, num_key_value_heads: 4, q_lora_rank: 32, kv_lora_rank: 16, "
+    "qk_rope_head_dim: 8, qk_nope_head_dim: 8, v_head_dim: 16, n_routed_experts: 4, n_group: 2, "
+    "topk_group: 1, num_experts_per_tok: 2, vocab_size: 500, num_hidden_layers: 14}",
 ]
 SMALL_MISTRAL = [
     "model.name=mistral-7b-v0.1",

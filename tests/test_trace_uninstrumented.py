@@ -1,4 +1,4 @@
-"""A dispatch mode could change what autograd does (add gradients in place, or not). It does not change memory.
+"""A dispatch mode could change what autograd does (add gradients in place, or not): memory stays the same.
 
 The allocator's account of a run that nothing watches is compared with the same run under the ledger, whose
 events explain a profile, and with the trace.

@@ -73,12 +73,13 @@ def page(rows: Mapping[str, Mapping[str, str]], versions: str) -> str:
     listed = sorted(rows.values(), key=lambda row: row["model_type"])
     parts = [
         "# Coverage of the registry",
-        "Every model type that transformers registers as a causal language model, scaled down to a few layers "
-        "of width 64, is run for real on a CPU and traced: inference with a prompt of 24 tokens and three "
-        "decode steps, training for two steps, batch 2. Measured is the peak that the CPU allocator "
-        "itself reports; the residual is traced less measured. Where the data decides which tokens go to which "
-        "expert the trace is a range, and the residual is the distance to it.",
-        f"Made with `python -m benchmarks.coverage.run`, which resumes from `results/coverage.csv`; {versions}.",
+        "Every model type that transformers registers as a causal language model, scaled down to a few "
+        "layers of width 64, is run for real on a CPU and traced: inference with a prompt of 24 tokens and "
+        "three decode steps, training for two steps, batch 2. Measured is the peak that the CPU allocator "
+        "itself reports; the residual is traced less measured. Where the data decides which tokens go to "
+        "which expert the trace is a range, and the residual is the distance to it.",
+        "Made with `python -m benchmarks.coverage.run`, which resumes from "
+        f"`results/coverage.csv`; {versions}.",
         _summary(listed),
         "## Every model type",
         _table(

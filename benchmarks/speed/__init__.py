@@ -1,0 +1,1 @@
+"""Times as ratios within one run, and as processor seconds."""

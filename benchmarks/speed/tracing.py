@@ -77,7 +77,9 @@ def _child(what: str, overrides: list[str]) -> dict[str, Any]:
     build_on_meta(resolve(recipe.model), recipe)  # transformers imports a model's code when it is first built
     if what == "torch":
         return _timed(lambda: _mem_tracker(recipe), 1)
-    return _timed(lambda: trace(recipe, full_depth=what == "whole").allocated_bytes, REPEATS if what == "trace" else 1)
+    return _timed(
+        lambda: trace(recipe, full_depth=what == "whole").allocated_bytes, REPEATS if what == "trace" else 1
+    )
 
 
 def _mem_tracker(recipe: Any) -> int:

@@ -45,7 +45,7 @@ class Ledger(TorchDispatchMode):
         kernel_buffers: KernelBuffers | None = None,
         on_birth: Callable[[int, torch.Tensor], None] | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.log = EventLog()
         self.modules = ModulePath()
         self._logits_width = logits_width

@@ -50,7 +50,7 @@ class ModulePath:
         if self._stack:
             path = self._stack[-1]
             if node is None and path:
-                self._forward[torch.autograd._get_sequence_nr() - 1] = path
+                self._forward[torch._C._autograd._get_sequence_nr() - 1] = path
             return path
         return "" if node is None else self._forward.get(node._sequence_nr(), "")
 

@@ -125,12 +125,13 @@ def decoder_class(source: ModelSource, config: Any) -> Any:
 
 
 def attention_note(model: torch.nn.Module, recipe: Recipe) -> tuple[str, ...]:
-    """What to tell of a model that cannot run the attention of the recipe and runs another; mostly nothing."""
+    """What to tell of a model that lacks the recipe's attention and runs another; mostly nothing."""
     runs = getattr(model.config, "_attn_implementation", None)
     if runs in (None, recipe.attention.backend):
         return ()
     return (
-        f"{type(model).__name__} has no {recipe.attention.backend} attention in transformers: {runs} runs instead",
+        f"{type(model).__name__} has no {recipe.attention.backend} attention in transformers: "
+        f"{runs} runs instead",
     )
 
 

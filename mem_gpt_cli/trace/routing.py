@@ -52,7 +52,7 @@ class Routing(TorchDispatchMode):
     """
 
     def __init__(self, scenario: Scenario, place: Callable[[], str] = str) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.scenario = scenario
         self.asked_in: set[str] = set()
         self._place = place

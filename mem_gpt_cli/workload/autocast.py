@@ -6,9 +6,8 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
+from mem_gpt_cli.model.build import DTYPES
 from mem_gpt_cli.recipe.schema import Recipe
-
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def autocast(recipe: Recipe) -> AbstractContextManager[None]:
