@@ -17,6 +17,7 @@ import statistics
 import sys
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 GOAL = 2.5
 BASELINE = [sys.executable, "-c", "import typer, rich, pydantic, yaml"]
@@ -47,7 +48,7 @@ def processor_seconds(command: list[str]) -> float:
     return usage.ru_utime + usage.ru_stime
 
 
-def measure(pairs: int) -> dict[str, object]:
+def measure(pairs: int) -> dict[str, Any]:
     """Both commands ``pairs`` times in turn, after one of each: it fills the caches, bytecode included."""
     for command in (BASELINE, ESTIMATE):
         processor_seconds(command)
