@@ -1,36 +1,37 @@
 """Reduced-precision kernels are asked how much they take, because the processor decides it.
 
 oneDNN's products and the packed copies of bf16 attention need scratch memory whose size depends on the
-instruction set (AVX2, AVX-512, AMX) and on blocking heuristics. So the dry run notes each distinct call, and
-when it is over runs each of them once, on zeros, under the allocator's record. Products too large for that
-are left out: beside their operands their scratch is small.
+instruction set (AVX2, AVX-512, AMX) and on blocking heuristics: it can be larger than the result. So the dry
+run notes each distinct call, and when it is over runs each of them once, on zeros, under the allocator's
+record, the small ones first, for as long as ``MOST_SECONDS``. What is left then is counted in a warning.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from math import prod
+from time import perf_counter
 from typing import Any, NamedTuple
 
 import torch
 from torch.utils._pytree import tree_leaves, tree_map
 
 from mem_gpt_cli.ledger import EventLog
-from mem_gpt_cli.ledger.allocator import record_allocator
+from mem_gpt_cli.ledger.allocator import AllocatorTrace, record_allocator
 
 aten = torch.ops.aten
-PROBED = frozenset(
+PRODUCTS = frozenset({aten.mm.default, aten.addmm.default, aten.bmm.default, aten.baddbmm.default})
+ATTENTION = frozenset(
     {
-        aten.mm.default,
-        aten.addmm.default,
-        aten.bmm.default,
-        aten.baddbmm.default,
         aten._scaled_dot_product_flash_attention_for_cpu.default,
         aten._scaled_dot_product_flash_attention_for_cpu_backward.default,
     }
 )
-MOST_FLOPS = 4e9
-MOST_BYTES = 256 * 2**20
+MOST_SECONDS = 2.0
+"""Time that asking may take in all."""
+MOST_BYTES = 2**30
+"""Operands and result of one call, which are really allocated for asking."""
 _MARK = 77_777
 
 
@@ -59,7 +60,7 @@ class Probe:
 
     def wants(self, func: Any, args: tuple[Any, ...]) -> bool:
         """Whether the size of this call's scratch is the processor's secret."""
-        return func in PROBED and any(
+        return (func in PRODUCTS or func in ATTENTION) and any(
             isinstance(a, torch.Tensor) and a.dtype in (torch.bfloat16, torch.float16) for a in args
         )
 
@@ -70,25 +71,39 @@ class Probe:
 
     def answer(self, log: EventLog) -> None:
         """Run each noted call once and write the size of its scratch into the log."""
-        small = [call for call in self._calls if _is_small(call)]
-        self.too_large = len(self._calls) - len(small)
-        if not small:
-            return
-        for call, nbytes in zip(small, scratch(small), strict=True):
+        measured = scratch(sorted(filter(_fits, self._calls), key=_flops), MOST_SECONDS)
+        self.too_large = len(self._calls) - len(measured)
+        for call, nbytes in measured.items():
             for storage in self._calls[call]:
                 log.storage_bytes[storage] = nbytes
 
 
-def scratch(calls: list[Call]) -> list[int]:
-    """Bytes that each call's kernel takes at most beyond its operands and results."""
-    results: list[int] = []
+def scratch(calls: Iterable[Call], seconds: float) -> dict[Call, int]:
+    """Bytes that each call's kernel takes at most beyond its operands and results.
+
+    Stops before a call that would probably outlast ``seconds``, told by the speed of those before it.
+    """
+    results: dict[Call, int] = {}
+    start = last = perf_counter()
+    flops_per_s = float("inf")
     with torch.no_grad(), record_allocator() as record:
         for call in calls:
+            if last - start + _flops(call) / flops_per_s > seconds:
+                break
             args, kwargs = _real(call.args), _real(dict(call.kwargs))
             mark = torch.empty(_MARK, dtype=torch.uint8)
+            begun = perf_counter()
             out = call.func(*args, **kwargs)
-            results.append(_storage_bytes(out))
+            last = perf_counter()
+            flops_per_s = max(1.0, _flops(call)) / max(1e-6, last - begun)
+            results[call] = _storage_bytes(out)
             del mark, out, args, kwargs
+    peaks = _peaks_between_marks(record)
+    return {call: max(0, peak - result) for (call, result), peak in zip(results.items(), peaks, strict=True)}
+
+
+def _peaks_between_marks(record: AllocatorTrace) -> list[int]:
+    """The most that was live at once, above the level at its beginning, while each mark was."""
     peaks: list[int] = []
     live = peak = 0
     counting = False
@@ -101,7 +116,7 @@ def scratch(calls: list[Call]) -> list[int]:
         elif counting:
             live += event.nbytes
             peak = max(peak, live)
-    return [max(0, peak - result) for peak, result in zip(peaks, results, strict=True)]
+    return peaks
 
 
 def _outside(value: Any) -> Any:
@@ -125,25 +140,23 @@ def _storage_bytes(value: Any) -> int:
     return sum(t.untyped_storage().nbytes() for t in storages.values())
 
 
-def _is_small(call: Call) -> bool:
-    likes = [
-        leaf
-        for leaf in tree_leaves(call.args, is_leaf=lambda x: isinstance(x, Like))
-        if isinstance(leaf, Like)
-    ]
-    nbytes = flops = 0
-    for like in likes:
-        numel = 1
-        for size in like.shape:
-            numel *= size
-        nbytes += numel * like.dtype.itemsize
+def _likes(call: Call) -> list[Like]:
+    leaves = tree_leaves(call.args, is_leaf=lambda leaf: isinstance(leaf, Like))
+    return [leaf for leaf in leaves if isinstance(leaf, Like)]
+
+
+def _fits(call: Call) -> bool:
+    """Whether the operands are small enough to be allocated for asking."""
+    return sum(prod(like.shape) * like.dtype.itemsize for like in _likes(call)) <= MOST_BYTES
+
+
+def _flops(call: Call) -> float:
+    """Multiplications and additions of a call, roughly for attention."""
+    likes = _likes(call)
+    if call.func in ATTENTION:
+        # Forward takes query, key, value; backward takes the gradient before them.
+        backward = call.func is aten._scaled_dot_product_flash_attention_for_cpu_backward.default
+        query, key = likes[backward].shape, likes[backward + 1].shape
+        return 10.0 * prod(query) * key[2]
     first, last = likes[-2], likes[-1]
-    if call.func in (aten.mm.default, aten.addmm.default, aten.bmm.default, aten.baddbmm.default):
-        rows = 1
-        for size in first.shape:
-            rows *= size
-        flops = 2 * rows * last.shape[-1]
-    else:
-        query, key = likes[0].shape, likes[1].shape
-        flops = 10 * query[0] * query[1] * query[2] * key[2] * query[3]
-    return nbytes <= MOST_BYTES and flops <= MOST_FLOPS
+    return 2.0 * prod(first.shape) * last.shape[-1]

@@ -7,16 +7,16 @@ follows from the answer. ``routing`` invents the choice of experts, and what fol
 ``balanced``
     Row after row takes the next experts, so that none has more tokens than it must: what training aims at.
 ``concentrated``
-    All tokens choose the same experts.
+    All tokens choose the last experts.
 ``spilled``
-    The same, but for a few choices, one for each of the other experts. Those come first in backward, so that
-    the gradients of whole stacks of experts are there, and are added up, beside what was saved for all of the
-    other choices.
+    All tokens choose the first experts, but for a few choices, one for each of the others. Those come first
+    in backward, so that the gradients of whole stacks of experts are there, and are added up, beside what was
+    saved for all of the other choices.
 
 The bytes at each event of a loop over experts grow linearly with the tokens of each expert, so full experts
 need the most: ``concentrated`` and ``spilled`` together are the upper bound. No choice is the least at every
-event, because buffers of one expert outlive its turn. But outside of the experts the choice makes no
-difference: the highest event there (``Routing.certain``) is the lower bound.
+event, because buffers of one expert outlive its turn. But outside of the block of the experts the choice makes
+no difference: the highest event there (``Routing.certain``) is the lower bound.
 """
 
 from __future__ import annotations
@@ -58,8 +58,13 @@ class Routing(TorchDispatchMode):
         self._place = place
 
     def certain(self, place: str) -> bool:
-        """Whether memory at a place (``Operation.module``) is the same for every choice."""
-        return not any(place == asked or place.startswith(asked + ".") for asked in self.asked_in)
+        """Whether memory at a place (``Operation.module``) is the same for every choice.
+
+        It is outside of the modules that hold those which asked: a router asks, the experts beside it use the
+        answer.
+        """
+        blocks = {asked.rpartition(".")[0] or asked for asked in self.asked_in}
+        return not any(place == block or place.startswith(block + ".") or not block for block in blocks)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -144,7 +149,7 @@ def _chosen(scenario: Scenario, rows: int, among: int, count: int) -> torch.Tens
     if scenario == "balanced":
         return (torch.arange(rows)[:, None] * count + same) % among
     if scenario == "concentrated":
-        return same
+        return same + among - count
     columns = max(1, count - 2)  # two experts stay full, where a row chooses so many
     spilled = min(among - count, rows * columns, among if count > 1 else 2)
     chosen = same.clone()
