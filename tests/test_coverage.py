@@ -22,7 +22,6 @@ def _benchmarks(monkeypatch: pytest.MonkeyPatch) -> None:
         "gemma3",  # the text part of a multimodal model, windows
         "jamba",  # Mamba, attention and experts in one
         "reformer",  # looks at its tokens, hashes into buckets
-        "emu3",  # registered under the type of the multimodal model alone
     ],
 )
 def test_a_model_type_runs_traces_and_agrees(model_type: str) -> None:

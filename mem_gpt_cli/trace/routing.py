@@ -15,8 +15,8 @@ follows from the answer. ``routing`` invents the choice of experts, and what fol
 
 The bytes at each event of a loop over experts grow linearly with the tokens of each expert, so full experts
 need the most: ``concentrated`` and ``spilled`` together are the upper bound. No choice is the least at every
-event, because buffers of one expert outlive its turn. But outside of the block of the experts the choice makes
-no difference: the highest event there (``Routing.certain``) is the lower bound.
+event, because buffers of one expert outlive its turn. But outside of the experts' block the choice makes no
+difference: the highest event there (``Routing.certain``) is the lower bound.
 """
 
 from __future__ import annotations
