@@ -29,7 +29,7 @@ OFFERED: dict[str, dict[str, str]] = {
     },
     "optimizer.implementation": {"auto": "etp", "loop": "etp", "foreach": "etp", "fused": "etp"},
     "loss.kind": {"full": "etp", "chunked": "", "fused": ""},
-    "device": {"cpu": "etp", "cuda": "ep", "cuda:1": "ep", "H100": "e"},
+    "device": {"cpu": "etp", "cuda": "ep", "cuda:1": "ep"},
 }  # fmt: skip
 """Each value of an option, and the first letters of the lenses that offer it."""
 

@@ -23,9 +23,8 @@ def main() -> None:
     print(f"start-up: {figures['startup']['ratio']:.2f} times its imports (goal {startup.GOAL})")
     for name, figure in figures["tracing"]["traces"].items():
         goal = tracing.GOALS_S[name.split()[-1]]
-        print(
-            f"trace of {name}: {figure['wall_s']:.2f} s, {figure['processor_s']:.2f} s of processor (goal {goal} s)"
-        )
+        seconds = f"{figure['wall_s']:.2f} s, {figure['processor_s']:.2f} s of processor"
+        print(f"trace of {name}: {seconds} (goal {goal} s)")
     print(f"torch's own tracker takes {figures['tracing']['mem_tracker']['ratio']:.1f} times as long")
 
 

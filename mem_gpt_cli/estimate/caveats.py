@@ -23,8 +23,14 @@ def caveats(recipe: Recipe, source: ModelSource, architecture: Architecture) -> 
         *_windows(recipe, architecture),
         *_experts(architecture),
         *_quantization(recipe, architecture),
+        *_device(recipe),
         *source.notes,
     )
+
+
+def _device(recipe: Recipe) -> Iterator[str]:
+    if recipe.device.type == "cuda":
+        yield "the formulas for cuda follow torch's sources: this version has not been held against a GPU"
 
 
 def _positions(recipe: Recipe, source: ModelSource, architecture: Architecture) -> Iterator[str]:
@@ -52,7 +58,7 @@ def _attention(recipe: Recipe, architecture: Architecture) -> Iterator[str]:
     if recipe.attention.backend != "eager" and not dialect_of(architecture.model_type).sdpa:
         yield (
             f"transformers' {architecture.model_type} code has no {recipe.attention.backend} attention: "
-            "the figures are for eager; write attention.backend: eager to trace or run it"
+            "the figures are for eager, which runs instead"
         )
 
 

@@ -31,7 +31,7 @@ def summarise(source: ModelSource, model: torch.nn.Module) -> ModelSummary:
     """The model's name and size; tied weights count once."""
     return ModelSummary(
         name=source.name,
-        architecture=type(model).__name__,
+        architecture=str(source.config.get("model_type")),
         parameters=sum(p.numel() for p in model.parameters()),
         layers=getattr(decoder_config(model), "num_hidden_layers", None),
         source=source.source,

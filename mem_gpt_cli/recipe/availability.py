@@ -87,8 +87,6 @@ def _device(recipe: Recipe, lens: Lens) -> Iterator[_Refusal]:
     if lens == "trace":
         reason = f"cannot be traced in this version of memgpt, which traces cpu; {_ESTIMATE_CAN}"
         yield ("device", "name"), f"{name!r} {reason}"
-    elif name.partition(":")[0] != "cuda":
-        yield ("device", "name"), f"{name!r} is not a device that can be run on: write cpu, cuda or cuda:N"
 
 
 def _combinations(recipe: Recipe) -> Iterator[_Refusal]:
