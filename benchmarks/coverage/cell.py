@@ -87,7 +87,7 @@ def outcome(recipe: Recipe) -> Outcome:
     try:
         traced = trace(recipe)
     except MemgptError as error:
-        found.reason = str(error)
+        found.reason = str(error).removeprefix(f"{recipe.model.name} cannot be traced: ")
         return found
     found.traced_bytes = bounds(traced)
     for phase in measured.phases:
@@ -110,6 +110,7 @@ def bounds(traced: MemoryReport) -> tuple[int, ...]:
 
 
 def first_line(error: BaseException) -> str:
-    """The kind of an error and the first line of its text."""
-    text = str(error).strip()
-    return f"{type(error).__name__}: {text.splitlines()[0]}" if text else type(error).__name__
+    """The kind of an error and the first line of its text, with the second where the first announces it."""
+    lines = [line.strip() for line in str(error).strip().splitlines()]
+    text = " ".join(lines[:2]) if lines and lines[0].endswith(":") else (lines or [""])[0]
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
