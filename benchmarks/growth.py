@@ -18,10 +18,10 @@ from pathlib import Path
 from rich.console import Console
 
 from mem_gpt_cli.estimate import curve, estimate
-from mem_gpt_cli.estimate.curve import exponent
-from mem_gpt_cli.estimate.plot import draw, dress, name_at_the_end, new_figure, save
+from mem_gpt_cli.estimate.plot import draw, dress, finer, name_at_the_end, new_figure, save
 from mem_gpt_cli.recipe import Recipe, load_recipe
 from mem_gpt_cli.report import MemoryReport
+from mem_gpt_cli.report.growth import power
 from mem_gpt_cli.report.sizes import render_bytes
 
 ROOT = Path(__file__).parents[1]
@@ -120,7 +120,7 @@ def draw_measured(points: list[Point], path: Path) -> None:
         axes.plot(seqs, [point.predicted_bytes for point in found], color=series.color, linewidth=1.6)
         measured = [point.measured_bytes for point in found]
         axes.plot(seqs, measured, "o", color=series.color, markerfacecolor="white", markersize=7)
-        marks.append((measured[-1], f"{series.name}  n^{exponent(seqs, measured):.2f}", series.color))
+        marks.append((measured[-1], f"{series.name}  {power(seqs, measured)}", series.color))
     axes.set_xscale("log", base=2)
     axes.set_yscale("log", base=2)
     axes.set_xlim(LENGTHS[0] * 0.93, LENGTHS[-1] * 1.04)
@@ -133,8 +133,7 @@ def draw_measured(points: list[Point], path: Path) -> None:
 
 
 def draw_predicted() -> None:
-    """The pictures that `memgpt estimate --curve seq` computes, for the whole GPT-2."""
-    lengths = [128 * step for step in (1, 2, 4, 8, 12, 16, 24, 32, 48, 64)]
+    """The pictures that `memgpt estimate --curve seq --plot PATH` draws, for the whole GPT-2."""
     for name, options in {
         "generation-eager": "attention.backend=eager",
         "generation-fused": "",
@@ -143,7 +142,7 @@ def draw_predicted() -> None:
         "training-fused": "task=training model.dropout=0",
     }.items():
         recipe = load_recipe(overrides=f"model.name=gpt2 {options}".split())
-        draw("seq", curve(recipe, "seq", lengths), IMAGES / f"{name}.png")
+        draw("seq", curve(recipe, "seq", finer(list(curve(recipe, "seq")))), IMAGES / f"{name}.png")
 
 
 def main() -> None:

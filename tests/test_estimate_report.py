@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import builtins
 import subprocess
 import sys
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from mem_gpt_cli.errors import UsageError
+from mem_gpt_cli.errors import MissingExtraError, UsageError
 from mem_gpt_cli.estimate import curve, estimate, precision_table
 from mem_gpt_cli.estimate.books import SLOTS, Moment
 from mem_gpt_cli.estimate.cause import cause_of
-from mem_gpt_cli.estimate.curve import exponent, part_heights
-from mem_gpt_cli.estimate.plot import draw, growth_label, largest_parts, spread_out
+from mem_gpt_cli.estimate.curve import part_heights
+from mem_gpt_cli.estimate.plot import draw, finer, growth_label, largest_parts, spread_out
 from mem_gpt_cli.model import resolve
 from mem_gpt_cli.recipe import Recipe, load_recipe
+from mem_gpt_cli.report.growth import exponent
 from mem_gpt_cli.report.model import COMPONENTS, Phase, components
 
 
@@ -192,7 +195,7 @@ def test_a_curve_is_drawn(suffix: str, tmp_path: Path) -> None:
 def test_a_drawing_says_which_parts_grow_how() -> None:
     points = curve(recipe_of("model.name=gpt2 attention.backend=eager"), "seq", points=(2048, 4096))
     parts = largest_parts(points)
-    labels = [growth_label(phase, part, exponent((2048, 4096), heights)) for phase, part, heights in parts]
+    labels = [growth_label(phase, part, (2048, 4096), heights) for phase, part, heights in parts]
     assert "weights  constant" in labels
     assert "cached keys and values  n^1.00" in labels
     assert "attention scores, prefill  n^2.02" in labels
@@ -200,8 +203,28 @@ def test_a_drawing_says_which_parts_grow_how() -> None:
 
 
 def test_a_drawing_needs_a_pictures_suffix(tmp_path: Path) -> None:
+    points = curve(recipe_of("model.name=gpt2"), "seq", points=(256, 512))
     with pytest.raises(UsageError, match=r"\.png, \.svg"):
-        draw("seq", curve(recipe_of("model.name=gpt2"), "seq", points=(256, 512)), tmp_path / "curve.txt")
+        draw("seq", points, tmp_path / "curve.txt")
+    with pytest.raises(UsageError, match="cannot write"):
+        draw("seq", points, tmp_path / "no" / "folder" / "curve.png")
+
+
+def test_without_matplotlib_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = builtins.__import__
+
+    def missing(name: str, *more: Any, **keywords: Any) -> Any:
+        if name.startswith("matplotlib"):
+            raise ImportError(name)
+        return real(name, *more, **keywords)
+
+    monkeypatch.setattr(builtins, "__import__", missing)
+    with pytest.raises(MissingExtraError, match=r"mem-gpt-cli\[plot\]"):
+        draw("seq", curve(recipe_of("model.name=gpt2"), "seq", points=(256, 512)), tmp_path / "c.png")
+
+
+def test_a_picture_has_the_points_of_the_table_and_those_between() -> None:
+    assert finer([1, 2, 4, 8]) == [1, 2, 3, 4, 6, 8]
 
 
 def test_names_beside_a_plot_never_overlap() -> None:

@@ -1,20 +1,17 @@
-"""The curve of growth: bars that add up, exponents that are those of the data, a picture that is one."""
+"""The curve of growth: bars that add up, exponents that are those of the data."""
 
 from __future__ import annotations
 
-import builtins
 import io
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import pytest
 from report_samples import GIB, inference, phase
 from rich.console import Console
 
-from mem_gpt_cli.errors import MissingExtraError, UsageError
 from mem_gpt_cli.report import COMPONENTS, MemoryReport
-from mem_gpt_cli.report.curve import BAR_WIDTH, GLYPHS, draw, growth, growth_of
+from mem_gpt_cli.report.curve import BAR_WIDTH, GLYPHS, growth
+from mem_gpt_cli.report.growth import in_words, power
 from mem_gpt_cli.report.table import words
 
 LENGTHS = (128, 256, 512, 1024, 2048)
@@ -67,38 +64,18 @@ def test_80_columns_hold_it() -> None:
 
 
 @pytest.mark.parametrize(
-    ("heights", "said"),
-    [([5, 5], "not at all"), ([4, 8], "linearly (n^1.00)"), ([10, 30], "as n^1.58"), ([0, 8], ""), ([8], "")],
+    ("heights", "said", "short"),
+    [
+        ([5, 5, 5], "not at all", "constant"),
+        ([1, 4, 8], "linearly (n^1.00)", "n^1.00"),
+        ([1, 10, 30], "as n^1.58", "n^1.58"),
+        ([1, 8, 8], "levels off", "levels off"),
+        ([0, 8, 8], "levels off", "levels off"),
+        ([0, 0, 8], "", ""),
+        ([8], "", ""),
+    ],
 )
-def test_growth_between_the_last_two_points(heights: list[int], said: str) -> None:
-    assert growth_of([100, 200][: len(heights)], heights) == said
-
-
-@pytest.mark.parametrize(("name", "begins"), [("c.png", b"\x89PNG"), ("c.svg", b"<?xml")])
-def test_a_picture_is_written_in_the_kind_that_its_name_says(
-    tmp_path: Path, name: str, begins: bytes
-) -> None:
-    draw("seq", points(), tmp_path / name)
-    content = (tmp_path / name).read_bytes()
-    assert content.startswith(begins)
-    assert len(content) > 5000
-
-
-def test_other_kinds_and_unwritable_places_are_refused_in_a_sentence(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"\.png"):
-        draw("seq", points(), tmp_path / "c.txt")
-    with pytest.raises(UsageError, match="cannot write"):
-        draw("seq", points(), tmp_path / "no" / "folder" / "c.png")
-
-
-def test_without_matplotlib_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = builtins.__import__
-
-    def missing(name: str, *more: Any, **keywords: Any) -> Any:
-        if name.startswith("matplotlib"):
-            raise ImportError(name)
-        return real(name, *more, **keywords)
-
-    monkeypatch.setattr(builtins, "__import__", missing)
-    with pytest.raises(MissingExtraError, match=r"mem-gpt-cli\[plot\]"):
-        draw("seq", points(), tmp_path / "c.png")
+def test_growth_between_the_last_two_points(heights: list[int], said: str, short: str) -> None:
+    values = [50, 100, 200][: len(heights)]
+    assert in_words(values, heights) == said
+    assert power(values, heights) == short

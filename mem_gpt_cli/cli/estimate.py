@@ -17,9 +17,6 @@ if TYPE_CHECKING:
 
     from mem_gpt_cli.recipe.schema import Recipe
 
-POINTS_OF_A_PICTURE = 48
-"""Enough for a parabola to look like one; the table's few points double from one to the next."""
-
 
 @takes_recipe
 def estimate(
@@ -121,9 +118,7 @@ def _show_curve(request: Request, recipe: Recipe, axis: Literal["seq", "batch"],
         return growth(axis, points, part_heights(points))
 
     if plot:
-        from mem_gpt_cli.report.curve import draw
+        from mem_gpt_cli.estimate.plot import draw, finer
 
-        values = list(points)
-        even = range(values[0], values[-1], max(1, (values[-1] - values[0]) // POINTS_OF_A_PICTURE))
-        draw(axis, curve(recipe, axis, [*even, values[-1]]), plot)
+        draw(axis, curve(recipe, axis, finer(list(points))), plot)
     answer.give_curve(request, axis, points, table)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import takewhile
-from math import log
 from typing import Literal
 
 from mem_gpt_cli.errors import UsageError
@@ -60,15 +59,6 @@ def _at(recipe: Recipe, axis: Axis, value: int) -> Recipe:
             raise UsageError("a generation has at least 2 tokens, one given and one new")
         change = {"seq": value, "prompt_tokens": value - new, "new_tokens": new}
     return recipe.model_copy(update={"workload": recipe.workload.model_copy(update=change)})
-
-
-def exponent(values: Sequence[int], heights: Sequence[int]) -> float | None:
-    """The power of the axis that the last step follows: the slope between the last two points of a plot with
-    two logarithmic axes; ``None`` where there are not two of them, or one is 0.
-    """
-    if len(values) < 2 or not heights[-1] or not heights[-2]:
-        return None
-    return log(heights[-1] / heights[-2]) / log(values[-1] / values[-2])
 
 
 def part_heights(points: Mapping[int, MemoryReport]) -> dict[tuple[str, str], list[int]]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mem_gpt_cli.errors import MissingExtraError, UsageError
-from mem_gpt_cli.estimate.curve import Heights, exponent, part_heights
+from mem_gpt_cli.estimate.curve import Heights, part_heights
+from mem_gpt_cli.report.growth import exponent, power
 from mem_gpt_cli.report.model import MemoryReport
 from mem_gpt_cli.report.palette import COLORS, STACK
 from mem_gpt_cli.report.sizes import render_bytes
@@ -52,6 +54,11 @@ def draw(axis: str, points: Mapping[int, MemoryReport], path: Path) -> None:
     report = points[max(points)]
     figure.suptitle(headline(report), x=0.01, ha="left", fontsize=13, color=INK)
     save(figure, path)
+
+
+def finer(values: Sequence[int]) -> list[int]:
+    """Ascending sizes with one halfway between each two: a table's points, enough of them for a picture."""
+    return sorted({*values, *((low + high) // 2 for low, high in pairwise(values))})
 
 
 def new_figure(path: Path, *, width: float, height: float = 5.0) -> Any:
@@ -129,10 +136,10 @@ def largest_parts(points: Mapping[int, MemoryReport]) -> list[tuple[str, str, He
     values = list(points)
     best: dict[tuple[str, float], tuple[str, str, Heights]] = {}
     for (phase, part), heights in part_heights(points).items():
-        power = exponent(values, heights)
-        if phase == "load" or power is None or part in ("inputs", "kernel buffers"):
+        measured = exponent(values, heights)
+        if phase == "load" or measured is None or part in ("inputs", "kernel buffers"):
             continue
-        key = (part, round(power, 1))
+        key = (part, round(measured, 1))
         if key not in best or heights[-1] > best[key][2][-1]:
             best[key] = (phase, part, heights)
     found = sorted(best.values(), key=lambda entry: -entry[2][-1])
@@ -149,7 +156,7 @@ def grow(axes: Axes, axis: str, values: Sequence[int], parts: Sequence[tuple[str
         shown = [(value, height) for value, height in zip(values, heights, strict=True) if height]
         step = {"decode": (0, (4, 2))}.get(phase, "solid")
         axes.plot(*zip(*shown, strict=True), color=color, linestyle=step, marker="o", markersize=3)
-        marks.append((heights[-1], growth_label(phase, part, exponent(values, heights)), color))
+        marks.append((heights[-1], growth_label(phase, part, values, heights), color))
     axes.set_xscale("log", base=2)
     axes.set_yscale("log", base=2)
     axes.set_xlim(values[0], values[-1])
@@ -161,12 +168,11 @@ def grow(axes: Axes, axis: str, values: Sequence[int], parts: Sequence[tuple[str
     dress(axes, axis, "How each part grows (both axes logarithmic)")
 
 
-def growth_label(phase: str, part: str, power: float | None) -> str:
+def growth_label(phase: str, part: str, values: Sequence[int], heights: Heights) -> str:
     """A part's name with the phase that it is of and its measured power."""
     where = {"decode": ", one decode step", "prefill": ", prefill"}.get(phase, "")
     lasting = part in ("weights", "cached keys and values", "optimizer state", "gradients")
-    measured = "" if power is None else "constant" if abs(power) < 0.02 else f"n^{power:.2f}"
-    return f"{part}{'' if lasting else where}  {measured}"
+    return f"{part}{'' if lasting else where}  {power(values, heights)}"
 
 
 def name_at_the_end(axes: Axes, marks: Sequence[tuple[float, str, str]], *, gap: float) -> None:
