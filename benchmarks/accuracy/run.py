@@ -1,6 +1,7 @@
 """Predicted against measured, over every cell of this folder's recipes and over cells drawn at random.
 
     python benchmarks/accuracy/run.py                      # goes on where it was left
+    python benchmarks/accuracy/run.py --fresh              # moves the old rows aside and measures all anew
     python benchmarks/accuracy/run.py --drawn 24 --seed 1  # cells that nobody chose
 
 It runs ``memgpt bench``'s own code and appends to ``results/accuracy_cpu.csv``. Cells share processes, which
@@ -23,12 +24,15 @@ from mem_gpt_cli.recipe import Recipe, expand, load_recipe
 HERE = Path(__file__).parent
 RESULTS = HERE.parent.parent / "results" / "accuracy_cpu.csv"
 OPTIONS = HERE / "options.yaml"
+ASIDE = ".old.csv"
 NICENESS = 10
 
 
 def main() -> None:
     arguments = parsed()
     os.nice(NICENESS)
+    if arguments.fresh and arguments.csv.exists():
+        arguments.csv.replace(arguments.csv.with_suffix(ASIDE))
     for name, recipe in recipes(arguments):
         plan = Plan(
             name=name,
@@ -58,6 +62,7 @@ def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=sys.modules[__name__].__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--csv", type=Path, default=RESULTS)
+    parser.add_argument("--fresh", action="store_true", help=f"move the CSV aside first, to {ASIDE}")
     parser.add_argument("--only", nargs="*", help="names of recipes in this folder")
     parser.add_argument("--drawn", type=int, default=0, help="how many cells to draw at random")
     parser.add_argument("--seed", type=int, default=0, help="of the draw")
