@@ -3,7 +3,7 @@
     python benchmarks/accuracy/summary.py            # ends with 3 where a cell misses the criterion
 
 The criterion: the traced peak is at most 0.01% or 4 KiB from the measured one, whichever is more. Where the
-data decides how much is needed, the trace gives bounds: the measured peak lies between them, give or take 4 KiB.
+data decides how much is needed, the trace gives bounds, and the peak lies between them, give or take 4 KiB.
 """
 
 from __future__ import annotations
