@@ -150,6 +150,7 @@ def test_a_bug_is_called_one_and_shows_its_traceback_only_when_asked(
         (["estimate", "--full-depth"], "--trace"),
         (["estimate", "--plot", "x.png"], "--curve"),
         (["estimate", "--curve", "seq", "--trace"], "closed form"),
+        (["estimate", "--curve", "seq", "--budget", "1MiB"], "--budget"),
         (["estimate", "--curve", "seq", "--plot", "x.txt"], ".png"),
         (["estimate", "--budget", "24G"], "24GiB"),
     ],

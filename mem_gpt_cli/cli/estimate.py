@@ -58,6 +58,10 @@ def estimate(
     if curve and trace:
         raise UsageError("a curve is computed in closed form: leave --trace or --curve out")
     recipe = request.recipe()
+    if curve and recipe.budget.memory is not None:
+        raise UsageError(
+            "no budget holds for a curve: leave --curve or --budget out, or set budget.memory=null"
+        )
     if curve:
         _show_curve(request, recipe, curve, plot)
     elif trace:
