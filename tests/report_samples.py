@@ -23,6 +23,7 @@ def training(lens: str = "estimate", extra: int = 0) -> MemoryReport:
         task="training",
         recipe={
             "model": {"name": "gpt2-xl", "dtype": "fp32"},
+            "device": {"name": "cpu"},
             "task": "training",
             "workload": {"batch": 1, "seq": 1024, "autocast": "bf16", "prompt_tokens": None},
         },
@@ -61,6 +62,7 @@ def inference(lens: str = "profile") -> MemoryReport:
         task="inference",
         recipe={
             "model": {"name": "memgpt-tiny", "dtype": "fp32"},
+            "device": {"name": "cpu"},
             "task": "inference",
             "workload": {
                 "batch": 2,

@@ -35,7 +35,7 @@ def test_columns_of_the_first_version_keep_their_places() -> None:
         load_allocated_bytes prefill_allocated_bytes decode_allocated_bytes forward_allocated_bytes
         backward_allocated_bytes optimizer_step_allocated_bytes
         load_s prefill_s decode_s forward_s backward_s optimizer_step_s
-        tokens_per_s ttft_ms decode_ms_per_token step_s
+        tokens_per_s ttft_ms decode_ms_per_token step_s device_name
     """
     first = names.split()
     assert list(REPORT_COLUMNS[: len(first)]) == first
@@ -53,6 +53,8 @@ def test_rows_of_reports(tmp_path: Path) -> None:
     assert first["peak_adapters_bytes"] == "", "a component that the lens cannot see is no 0"
     assert second["ttft_ms"] == "1500.0"
     assert second["prompt_tokens"] == "4064"
+    assert (first["device"], second["device"]) == ("cpu", "cpu"), "the recipe's, for every lens"
+    assert (first["device_name"], second["device_name"]) == ("cpu", "AMD EPYC")
     assert int(second["decode_allocated_bytes"]) == inference().phases[2].peak_allocated_bytes
 
 

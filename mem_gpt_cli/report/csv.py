@@ -56,6 +56,7 @@ REPORT_COLUMNS: tuple[str, ...] = (
     "ttft_ms",
     "decode_ms_per_token",
     "step_s",
+    "device_name",
 )
 """Columns of a report's row, in their order; new ones go to the end."""
 
@@ -73,7 +74,6 @@ def report_row(report: MemoryReport) -> dict[str, Any]:
         "architecture": report.model.architecture,
         "parameters": report.model.parameters,
         "task": report.task,
-        "device": report.device.name,
         "peak_phase": peak.name,
         "peak_operation": peak.peak_operation,
         "peak_allocated_bytes": peak.peak_allocated_bytes,
@@ -84,6 +84,7 @@ def report_row(report: MemoryReport) -> dict[str, Any]:
         "ttft_ms": speed.ttft_ms if speed else None,
         "decode_ms_per_token": speed.decode_ms_per_token if speed else None,
         "step_s": speed.step_s if speed else None,
+        "device_name": report.device.name,
     }
     row.update({column: _at(recipe, key) for column, key in _RECIPE_COLUMNS.items()})
     row.update({f"peak_{name}_bytes": report.held(peak, name) for name in COMPONENTS})
@@ -107,6 +108,7 @@ _RECIPE_COLUMNS = {
     "seq": "workload.seq",
     "prompt_tokens": "workload.prompt_tokens",
     "new_tokens": "workload.new_tokens",
+    "device": "device.name",
 }
 
 
