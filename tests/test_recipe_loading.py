@@ -182,6 +182,7 @@ def test_an_override_is_a_yaml_value_at_a_dotted_key(
     [
         ("workload.bacth=4", ":1:1: workload.bacth: unknown key, did you mean workload.batch?"),
         ("batch=4", ":1:1: batch: unknown key, did you mean workload.batch?"),
+        ("optimizer.fused=true", ":1:1: optimizer.fused: unknown key; known here: name, implementation"),
         ("workload.batch=four", ":1:16: workload.batch: must be a whole number, not 'four'"),
         ("workload.batch=", ":1:16: workload.batch: must be a whole number, not null"),
         ("attention.backend=eagre", ":1:19: attention.backend: 'eagre' is not one of"),

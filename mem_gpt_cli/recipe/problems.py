@@ -139,8 +139,9 @@ def unknown_key(path: KeyPath, tree: Node) -> RecipeError:
     elif near:
         hint = f", did you mean {'.'.join((*around, near))}?"
     else:
+        # At the top level nobody has chosen a section yet; inside one, a key merely alike elsewhere misleads.
         by_name = {leaf[-1]: ".".join(leaf) for leaf in reversed(leaves()) if len(leaf) > 1}
-        far = nearest(name, by_name)
+        far = None if around else nearest(name, by_name)
         hint = f", did you mean {by_name[far]}?" if far else f"; known here: {', '.join(known)}"
     return RecipeError(f"{dotted(path)}: unknown key{hint}", position_of(path, tree, key=True))
 
