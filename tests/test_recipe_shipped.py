@@ -119,6 +119,16 @@ def test_list_shows_each_of_them(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(row["name"] in table and row["description"] in table for row in rows)
 
 
+def test_a_narrow_terminal_cuts_no_name(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert cli.run(["recipes", "list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines if not line.startswith(" ")] == sorted(by_name())
+    assert max(map(len, lines)) <= 80
+
+
 @pytest.mark.parametrize("name", sorted(by_name()))
 def test_show_prints_a_recipe_that_is_the_same(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -40,8 +40,9 @@ def bench(
 ) -> None:
     """Run every cell of a recipe's sweep: predicted by formula and by trace, and measured.
 
-    Each cell runs in a process of its own, so that none can spoil another or end the sweep. Its row is in the
-    CSV (results/RECIPE.csv, or --csv) as soon as it is over.
+    Each cell runs in a process of its own, so that none can spoil another or end the sweep.
+
+    A cell's row is in the CSV as soon as it is over: results/RECIPE.csv, or --csv.
     """
     from mem_gpt_cli.recipe import expand
 

@@ -48,13 +48,22 @@ def list_(
     if json:
         print(json_text.dumps(rows, indent=2))
         return
-    from rich.table import Table
+    _print_list(rows)
 
-    table = Table("name", "models", "tasks", "cells", "description", box=None, pad_edge=False)
-    table.columns[3].justify = "right"
+
+def _print_list(rows: list[dict[str, Any]]) -> None:
+    """Names, never cut, and beside each its description above what it runs."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table.grid(padding=(0, 2, 0, 0), pad_edge=False)
+    table.add_column(no_wrap=True, min_width=max(len(row["name"]) for row in rows))
+    table.add_column()
     for row in rows:
-        models, tasks = ", ".join(row["models"]), ", ".join(row["tasks"])
-        table.add_row(row["name"], models, tasks, str(row["cells"]), row["description"])
+        cells = f"{row['cells']} {'cell' if row['cells'] == 1 else 'cells'}"
+        runs = f"{', '.join(row['tasks'])} · {', '.join(row['models'])} · {cells}"
+        what = Text(row["description"]).append("\n").append(runs, style="dim")
+        table.add_row(Text(row["name"], style="bold"), what)
     console.data().print(table)
 
 
