@@ -20,7 +20,17 @@ from mem_gpt_cli.model.build import build_on_meta
 from mem_gpt_cli.profile import profile
 from mem_gpt_cli.report import COMPONENTS, MemoryReport
 from mem_gpt_cli.report.palette import COLORS, STACK
-from mem_gpt_cli.report.timeline import Peak, Stretch, Timeline, check, envelope, merged, thinned, write
+from mem_gpt_cli.report.timeline import (
+    Peak,
+    Stretch,
+    Timeline,
+    check,
+    envelope,
+    merged,
+    named,
+    thinned,
+    write,
+)
 from mem_gpt_cli.trace.run import fake_run
 from tests.profiled import GPT2, LLAMA, small_recipe
 
@@ -84,6 +94,13 @@ def test_equal_neighbours_become_one_stretch() -> None:
         Stretch("load", 4, 5),
     ]
     assert merged(steps) == (Stretch("prefill", 0, 1), Stretch("decode", 1, 4, 3), Stretch("load", 4, 5))
+
+
+@pytest.mark.parametrize(("end", "slanted"), [(0.3, False), (0.05, True)])
+def test_names_are_slanted_together_and_left_out_where_nothing_fits(end: float, slanted: bool) -> None:
+    load, backward = Stretch("load", 0.0, 0.7 - end), Stretch("backward", 0.7 - end, 0.7)
+    step, rest = Stretch("optimizer_step", 0.7, 0.99), Stretch("forward", 0.99, 1.0)
+    assert named((load, backward, step, rest)) == ([load, backward, step], slanted)
 
 
 def test_every_component_has_a_color_of_its_own() -> None:

@@ -33,6 +33,10 @@ DWARFING = 0.7
 """Share of the peak from which on weights get a panel without them."""
 KINDS = (".html", ".png", ".svg", ".csv")
 CSV_COLUMNS = ("position", "phase", "allocated_bytes", *(f"{name}_bytes" for name in COMPONENTS))
+NAMELESS = 0.02
+"""Share of the axis below which the slanted names of neighbours would run into each other."""
+LETTER = 0.0065
+"""Share of the axis that a letter of a phase's name takes."""
 
 
 class Stretch(NamedTuple):
@@ -163,6 +167,19 @@ def phase_label(stretch: Stretch) -> str:
     """The phase's name, and how many steps it has where they are several."""
     name = stretch.phase.replace("_", " ")
     return name if stretch.steps == 1 else f"{name} × {stretch.steps}"
+
+
+def named(stretches: Sequence[Stretch]) -> tuple[list[Stretch], bool]:
+    """The stretches wide enough for a name, and whether the names are to be slanted.
+
+    All of them are where one would not fit level: a slanted name beside a level one runs into it.
+    """
+    whole = stretches[-1].end - stretches[0].begin
+    shares = [(stretch, (stretch.end - stretch.begin) / whole) for stretch in stretches]
+    wide = [(stretch, share) for stretch, share in shares if share >= NAMELESS]
+    return [stretch for stretch, _ in wide], any(
+        share < LETTER * len(phase_label(stretch)) for stretch, share in wide
+    )
 
 
 def peak_label(peak: Peak) -> str:

@@ -8,8 +8,8 @@ from typing import Any
 
 from mem_gpt_cli.report.palette import COLORS
 from mem_gpt_cli.report.sizes import render_bytes
-from mem_gpt_cli.report.timeline import Panel, Timeline, panels, peak_label, phase_label, thinned
-from mem_gpt_cli.report.timeline_picture import FAINT, INK, NAMELESS, NARROW
+from mem_gpt_cli.report.timeline import Panel, Timeline, named, panels, peak_label, phase_label, thinned
+from mem_gpt_cli.report.timeline_picture import FAINT, INK
 
 BUCKETS = 2000
 STYLE = "<style>html, body, body > div { height: 100%; margin: 0; overflow: hidden }</style>"
@@ -91,7 +91,6 @@ def _areas(figure: Any, panel: Panel, row: int, *, legend: bool) -> None:
 
 
 def _phases(figure: Any, timeline: Timeline) -> None:
-    whole = timeline.stretches[-1].end - timeline.stretches[0].begin
     for number, stretch in enumerate(timeline.stretches):
         if number % 2:
             figure.add_vrect(
@@ -99,17 +98,16 @@ def _phases(figure: Any, timeline: Timeline) -> None:
             )
         if number:
             figure.add_vline(x=stretch.begin, line={"width": 1, "dash": "dot", "color": FAINT})
-        share = (stretch.end - stretch.begin) / whole
-        if share < NAMELESS:
-            continue
+    wide, slanted = named(timeline.stretches)
+    for stretch in wide:
         figure.add_annotation(
             x=(stretch.begin + stretch.end) / 2,
             y=1.0,
             yref="paper",
             yanchor="bottom",
             text=phase_label(stretch),
-            textangle=-35 if share < NARROW else 0,
-            xanchor="left" if share < NARROW else "center",
+            textangle=-35 if slanted else 0,
+            xanchor="left" if slanted else "center",
             showarrow=False,
             font={"size": 12, "color": INK},
         )

@@ -6,16 +6,23 @@ from pathlib import Path
 from typing import Any
 
 from mem_gpt_cli.report.palette import COLORS
-from mem_gpt_cli.report.timeline import Panel, Stretch, Timeline, envelope, panels, peak_label, phase_label
+from mem_gpt_cli.report.timeline import (
+    Panel,
+    Stretch,
+    Timeline,
+    envelope,
+    named,
+    panels,
+    peak_label,
+    phase_label,
+)
 
 BUCKETS = 1650
 """About the pixels of the axis."""
 INK = "#1F2933"
 FAINT = "#7B8794"
-NARROW = 0.055
-"""Share of the axis below which a phase's name does not fit into its stretch."""
-NAMELESS = 0.012
-"""Share of the axis below which the names of neighbours would run into each other."""
+LEVEL, SLANTED = 30, 56
+"""Points between the axes and the title, for names of phases that are level or slanted."""
 
 
 def write_picture(timeline: Timeline, path: Path) -> None:
@@ -34,7 +41,13 @@ def write_picture(timeline: Timeline, path: Path) -> None:
     top, bottom = columns[0], columns[-1]
     _name_phases(top, timeline.stretches)
     _name_peak(top, parts[0])
-    top.set_title(timeline.title, loc="left", pad=30, fontsize=12, color=INK)
+    top.set_title(
+        timeline.title,
+        loc="left",
+        pad=SLANTED if named(timeline.stretches)[1] else LEVEL,
+        fontsize=12,
+        color=INK,
+    )
     bottom.set_xlabel(timeline.axis_title)
     handles, labels = bottom.get_legend_handles_labels()
     figure.legend(handles[::-1], labels[::-1], loc="outside right center", frameon=False, fontsize=9.5)
@@ -77,20 +90,16 @@ def _areas(axes: Any, timeline: Timeline, divisor: int) -> None:
 
 
 def _name_phases(axes: Any, stretches: tuple[Stretch, ...]) -> None:
-    whole = stretches[-1].end - stretches[0].begin
-    for stretch in stretches:
-        share = (stretch.end - stretch.begin) / whole
-        if share < NAMELESS:
-            continue
-        narrow = share < NARROW
+    wide, slanted = named(stretches)
+    for stretch in wide:
         axes.text(
             (stretch.begin + stretch.end) / 2,
             1.015,
             phase_label(stretch),
             transform=axes.get_xaxis_transform(),
-            rotation=35 if narrow else 0,
+            rotation=35 if slanted else 0,
             rotation_mode="anchor",
-            ha="left" if narrow else "center",
+            ha="left" if slanted else "center",
             va="bottom",
             fontsize=9,
             color=INK,
