@@ -69,3 +69,40 @@ def test_cache_of_other_attentions_is_exact(model: str) -> None:
         assert ours is not None
         assert theirs is not None
         assert ours.components["kv_cache"] == theirs.components["kv_cache"], name
+
+
+SMALL_WINDOW = (
+    f"{WINDOWED} model.config.num_hidden_layers=3 model.config.hidden_size=128 "
+    "model.config.intermediate_size=256 model.config.num_attention_heads=4 "
+    "model.config.num_key_value_heads=2 model.config.vocab_size=512 device.threads=1"
+)
+MIXED_WINDOWS = (
+    "model.name=gemma-3-1b model.config.num_hidden_layers=6 model.config.hidden_size=96 "
+    "model.config.intermediate_size=256 model.config.num_attention_heads=4 "
+    "model.config.num_key_value_heads=1 model.config.head_dim=32 model.config.vocab_size=512 "
+    "model.config.sliding_window=64 device.threads=1"
+)
+
+
+@pytest.mark.parametrize("model", [SMALL_WINDOW, MIXED_WINDOWS], ids=["every layer", "five layers in six"])
+@pytest.mark.parametrize(
+    "options", ["workload.autocast=bf16", "model.dropout=0.1", "attention.backend=eager"]
+)
+def test_training_beyond_a_window_is_within_half_a_percent(model: str, options: str) -> None:
+    """The fused kernel, the composite one (dropout) and eager code each hold masks of their own."""
+    formula, traced = both(f"{model} {TRAINING} workload.batch=2 {options}")
+    for theirs in traced.phases:
+        ours = formula.phase(theirs.name)
+        assert ours is not None
+        assert ours.peak_allocated_bytes == pytest.approx(theirs.peak_allocated_bytes, rel=0.005), theirs.name
+
+
+def test_a_prefill_with_a_window_is_exact() -> None:
+    """Long enough for the masks to decide the peak: each layer makes one of 4 B a pair and sequence."""
+    for model in (SMALL_WINDOW, MIXED_WINDOWS):
+        formula, traced = both(f"{model} workload.prompt_tokens=600 workload.new_tokens=4 workload.batch=2")
+        for name in ("prefill", "decode"):
+            ours, theirs = formula.phase(name), traced.phase(name)
+            assert ours is not None
+            assert theirs is not None
+            assert ours.peak_allocated_bytes == theirs.peak_allocated_bytes, name

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mem_gpt_cli.attention import cost as attention_cost
 from mem_gpt_cli.estimate import attention_ops, ops
-from mem_gpt_cli.estimate.books import ATTENTION, FP32, NORM, SCORES
+from mem_gpt_cli.estimate.books import ATTENTION, FP32, MASK, NORM, SCORES
 from mem_gpt_cli.estimate.cache import update_cache
 from mem_gpt_cli.estimate.forward_pass import Pass
 from mem_gpt_cli.estimate.latent import latent_projections
@@ -51,7 +51,7 @@ def projections(run: Pass, layer: Layer, index: int, x: Tensor) -> tuple[Tensor,
         q = _projected(run, x, f"{name}.q", widths[0], norm_width, scaled=run.dialect.scales_queries)
         k = _projected(run, x, f"{name}.k", widths[1], norm_width)
         v = _projected(run, x, f"{name}.v", widths[2], None)
-    if run.rotary is not None and part.rotary_dim:
+    if run.rotary and part.rotary_dim:
         q, k = rotate_both(run, part, q, k)
     return q, k, v
 
@@ -81,10 +81,20 @@ def attend(run: Pass, part: Attention, q: Tensor, k: Tensor, v: Tensor) -> tuple
     return _sdpa(run, part, q, k, v, keys, mask, dropout, fused=choice == "fused"), None
 
 
+def _groups(part: Attention) -> int:
+    """Query heads that share a key-value head; latent attention expands one for each."""
+    return 1 if part.kv_lora_rank is not None else part.heads // part.kv_heads
+
+
 def _repeat(run: Pass, part: Attention, x: Tensor) -> Tensor:
-    """``repeat_kv``: a copy with every key-value head as often as query heads share it."""
-    groups = 1 if part.kv_lora_rank is not None else part.heads // part.kv_heads
-    return x if groups == 1 else attention_ops.repeat(run.tape, x, groups)
+    """``repeat_kv``: every key-value head as often as query heads share it, copied unless it is the only one
+    (then expanding it and reshaping is a view).
+    """
+    groups = _groups(part)
+    if groups == 1:
+        return x
+    repeat = attention_ops.expand if part.kv_heads == 1 else attention_ops.repeat
+    return repeat(run.tape, x, groups)
 
 
 def _eager(
@@ -97,7 +107,9 @@ def _eager(
     mask: Tensor | None,
     dropout: float,
 ) -> tuple[Tensor, Tensor]:
-    tape, merges = run.tape, run.merges(part.heads, run.tokens)
+    tape = run.tape
+    expands = part.kv_heads == 1 and _groups(part) > 1  # no view merges an expanded head with the batch
+    merges = run.merges(part.heads, run.tokens) or (expands and run.batch > 1)
     k, v = _repeat(run, part, k), _repeat(run, part, v)
     numel = run.batch * part.heads * run.tokens * keys
     outer, tape.slot = tape.slot, SCORES
@@ -134,15 +146,26 @@ def _sdpa(
     *,
     fused: bool,
 ) -> Tensor:
+    """``sdpa_attention_forward`` (transformers' ``integrations/sdpa_attention.py``) and what it calls.
+
+    Beside a mask no grouped heads are asked for: keys and values are repeated, unless the heads of a single
+    query can be packed. ``convert_boolean_attn_mask`` (aten/src/ATen/native/transformers/attention.cpp) then
+    makes of the mask, in every call, one of the queries' dtype for each sequence; a fused kernel keeps it for
+    backward.
+    """
     tape = run.tape
+    if mask is not None and run.tokens > 1:
+        k, v = _repeat(run, part, k), _repeat(run, part, v)
     if tape.autocast:
         q, k, v = (ops.cast(tape, x, tape.autocast) for x in (q, k, v))
+    if mask is not None:
+        mask = tape.new(run.batch * mask.numel, q.item, "where", MASK)
     if fused:
         rows = run.rows * part.heads
+        scratch = 0
         if run.device == "cpu":
             scratch = attention_cost.flash_scratch_bytes(run.threads, run.tokens, keys, part.head_dim)
-            tape.scratch(scratch, "scaled_dot_product_attention")
-        return attention_ops.sdpa(tape, q, k, v, rows, rows * part.value_dim, mask.storage if mask else None)
+        return attention_ops.sdpa(tape, (q, k, v), rows, rows * part.value_dim, mask, scratch)
     return _math(run, part, q, k, v, keys, mask, dropout)
 
 
@@ -160,7 +183,8 @@ def _math(
     tape, item, merges = run.tape, q.item, run.merges(part.heads, run.tokens)
     q, k, v = (ops.cast(tape, x, FP32) for x in (q, k, v))
     q = ops.pointwise(tape, "mul", q)
-    k, v = _repeat(run, part, k), _repeat(run, part, v)
+    if mask is None and _groups(part) > 1:
+        k, v = (attention_ops.repeat(tape, x, _groups(part)) for x in (k, v))
     outer, tape.slot = tape.slot, SCORES
     if mask is None and run.tokens > 1:
         mask = tape.new(run.tokens * keys, q.item, "where")

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mem_gpt_cli.estimate.books import FP32, Storage
+from mem_gpt_cli.estimate.books import FP32
 from mem_gpt_cli.estimate.ops import Grads, cast, clone, fresh
 from mem_gpt_cli.estimate.tape import Node, Tape, Tensor
 
@@ -71,16 +71,23 @@ def softmax(tape: Tape, x: Tensor, item: int) -> Tensor:
 
 
 def sdpa(
-    tape: Tape, q: Tensor, k: Tensor, v: Tensor, rows: int, value_numel: int, mask: Storage | None
+    tape: Tape,
+    inputs: tuple[Tensor, Tensor, Tensor],
+    rows: int,
+    value_numel: int,
+    mask: Tensor | None,
+    scratch: int,
 ) -> Tensor:
-    """Fused attention: beside q, k, v it makes and keeps the output and the log-sum-exp of each row alone."""
-    out = tape.new(value_numel, q.item, "scaled_dot_product_attention")
-    statistics = tape.new(rows, FP32, "scaled_dot_product_attention")
-    saved = [q.storage, k.storage, v.storage, out.storage, statistics.storage]
-    if mask is not None:
-        saved.append(mask)
+    """Fused attention: it keeps q, k, v and the mask, and makes and keeps the output and the log-sum-exp of
+    each row alone; beside them it takes ``scratch`` bytes while it runs.
+    """
+    operation = "scaled_dot_product_attention"
+    out = tape.new(value_numel, inputs[0].item, operation)
+    statistics = tape.new(rows, FP32, operation)
+    tape.scratch(scratch, operation)
+    kept = (*inputs, out, statistics) if mask is None else (*inputs, out, statistics, mask)
     out.permuted = True
-    return tape.record("scaled_dot_product_attention", out, (q, k, v), saved, _sdpa_backward)
+    return tape.record(operation, out, inputs, [x.storage for x in kept], _sdpa_backward)
 
 
 def _sdpa_backward(tape: Tape, node: Node, grads: Grads) -> Sequence[Tensor | None]:
@@ -95,4 +102,14 @@ def _sdpa_backward(tape: Tape, node: Node, grads: Grads) -> Sequence[Tensor | No
 def repeat(tape: Tape, x: Tensor, times: int) -> Tensor:
     """Each head ``times`` over, copied; backward adds the copies up."""
     out = tape.new(x.numel * times, x.item, "repeat")
+    return tape.record("sum", out, (x,), (), fresh)
+
+
+def expand(tape: Tape, x: Tensor, times: int) -> Tensor:
+    """The only head ``times`` over, as a view without a stride; backward adds the heads' gradients up.
+
+    It counts as permuted: no view merges it with the batch.
+    """
+    out = Tensor(x.numel * times, x.item, x.storage, permuted=True)
+    out.viewed = True
     return tape.record("sum", out, (x,), (), fresh)

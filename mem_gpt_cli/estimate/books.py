@@ -109,5 +109,9 @@ class Storage:
         self.slot = slot
         self.nbytes = ledger.allocate(slot, nbytes, operation)
 
+    def emptied(self) -> Storage:
+        """A storage of no bytes on the same books."""
+        return Storage(self._ledger, self.slot, 0, "")
+
     def __del__(self) -> None:
         self._ledger.free(self.slot, self.nbytes)

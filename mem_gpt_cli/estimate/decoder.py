@@ -111,17 +111,19 @@ class Decoder:
         )
         if self.dialect.embedding_scale:
             embedded = ops.pointwise(tape, "mul", embedded)
+        by_sequence = self.dialect.positions_by_sequence
+        ids = [tape.new(run.rows if by_sequence else run.tokens, INT64, "arange", INPUTS)]
         if not arch.learned_positions:
             ledger.module = ""
-            return (embedded,), embedded
-        rows = run.rows if self.dialect.positions_by_sequence else run.tokens
-        ids = tape.new(rows, INT64, "arange", INPUTS)
+            return (embedded, *ids), embedded
+        if by_sequence:  # they are the sums of a mask of ones, which is held as well
+            ids.append(tape.new(run.batch * (run.past + run.tokens), FP32, "ones", INPUTS))
         table = self.weight("positions", (arch.max_positions or 0) * arch.hidden)
-        positions = ops.embedding(tape, table, ids, arch.hidden)
+        positions = ops.embedding(tape, table, ids[0], arch.hidden)
         x = ops.add(tape, embedded, positions)
         x = ops.dropout(tape, x, arch.embedding_dropout if self.training else 0)
         ledger.module = ""
-        return (embedded, positions, ids), x
+        return (embedded, positions, *ids), x
 
     def _checkpointed(self, run: Pass, index: int, x: Tensor) -> Tensor:
         """One layer that keeps its input alone and runs again in backward (torch.utils.checkpoint)."""

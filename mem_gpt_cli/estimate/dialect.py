@@ -24,6 +24,9 @@ class Dialect(NamedTuple):
         holds_attention_output: the block keeps a name on it to its end.
         scales_queries: the queries are scaled, not the scores.
         positions_by_sequence: learned positions are looked up for each sequence, not once for all.
+        rotary_by_span: layers with a window and layers without have rotary tables of their own.
+        inlines_mlp: the block's own code runs the MLP and binds its input's name anew, so that the input goes
+            when the first product is made; a module's caller holds it to the end.
     """
 
     followed: bool = True
@@ -35,12 +38,15 @@ class Dialect(NamedTuple):
     holds_attention_output: bool = False
     scales_queries: bool = False
     positions_by_sequence: bool = False
+    rotary_by_span: bool = False
+    inlines_mlp: bool = False
 
 
 _DEFAULT = Dialect()
+_GEMMA3 = Dialect(rms="gemma", embedding_scale=True, norm_position="sandwich", rotary_by_span=True)
 _DIALECTS = {
     "gpt2": Dialect(softmax_fp32=False, holds_attention_output=True),
-    "opt": Dialect(scales_queries=True, positions_by_sequence=True),
+    "opt": Dialect(scales_queries=True, positions_by_sequence=True, inlines_mlp=True),
     "gemma": Dialect(rms="gemma", embedding_scale=True),
     "gemma2": Dialect(sdpa=False, rms="gemma", embedding_scale=True, norm_position="sandwich"),
     "bloom": Dialect(followed=False, sdpa=False),
@@ -50,10 +56,10 @@ _DIALECTS = {
     "gptj": Dialect(sdpa=False),
     "gpt_oss": Dialect(sdpa=False),
     "mpt": Dialect(sdpa=False),
-    "gemma3_text": Dialect(rms="gemma", embedding_scale=True, norm_position="sandwich"),
-    "gemma3": Dialect(rms="gemma", embedding_scale=True, norm_position="sandwich"),
+    "gemma3_text": _GEMMA3,
+    "gemma3": _GEMMA3,
     "olmo2": Dialect(norm_position="post"),
-    "olmo3": Dialect(norm_position="post"),
+    "olmo3": Dialect(norm_position="post", rotary_by_span=True),
 }
 
 

@@ -18,6 +18,8 @@ def dense_mlp(run: Pass, part: Mlp, name: str, x: Tensor, width: int) -> Tensor:
 
 def _plain(run: Pass, part: Mlp, name: str, x: Tensor, width: int) -> Tensor:
     inner = ops.linear(run.tape, x, run.weight(f"{name}.up", run.architecture.hidden * width), width)
+    if run.dialect.inlines_mlp:
+        x.release()
     return activate(run.tape, part.activation, inner)
 
 

@@ -55,7 +55,7 @@ class Pass:
     weight: Callable[[str, int], Parameter] = field(kw_only=True)
     cache: dict[int, CacheLayer] | None = None
     masks: dict[int | None, Tensor] = field(default_factory=dict)
-    rotary: tuple[Tensor, Tensor] | None = None
+    rotary: tuple[tuple[Tensor, Tensor], ...] = ()
 
     def dropout(self, probability: float) -> float:
         """The dropout probability that is in force."""
@@ -82,11 +82,13 @@ class Pass:
     def prepare(self) -> None:
         """Make what all layers share: a mask for each width of window, the rotary tables."""
         layers = self.architecture.layers
-        for width in {cache_cost.span(layer.attention) for layer in layers}:
+        spans = {cache_cost.span(layer.attention) for layer in layers}
+        for width in spans:
             self._make_mask(width)
         widths = [layer.attention.rotary_dim for layer in layers if layer.attention.rotary_dim]
         if widths:
-            self.rotary = self._rotary_tables(max(widths))
+            kinds = len(spans) if self.dialect.rotary_by_span else 1
+            self.rotary = tuple(self._rotary_tables(max(widths)) for _ in range(kinds))
 
     def keys_seen(self, window: int | None) -> int:
         """Keys that a layer's queries meet: those of the cache and of this pass."""

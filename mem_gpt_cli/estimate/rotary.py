@@ -28,8 +28,7 @@ def _cut(tape: Tape, x: Tensor, share: float) -> tuple[Tensor, Tensor]:
 
 def rotate(run: Pass, x: Tensor) -> Tensor:
     """``x * cos + rotate_half(x) * sin``."""
-    assert run.rotary is not None
-    cos, sin = run.rotary
+    cos, sin = run.rotary[0]  # every kind of layer has tables of the same size
     tape = run.tape
     turned = ops.multiply(tape, x, cos)
     crossed = ops.multiply(tape, _rotate_half(tape, x), sin)

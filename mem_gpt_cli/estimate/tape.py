@@ -49,6 +49,10 @@ class Tensor:
         out.viewed = True
         return out
 
+    def release(self) -> None:
+        """Let the storage go, as code does that binds a name anew while its caller's frame still runs."""
+        self.storage = self.storage.emptied()
+
     def edge(self) -> Edge:
         """The way back to what made this tensor; its gradient counts as what the tensor counts as."""
         slot = GRADIENTS if self.node is not None and self.node.keeps else self.storage.slot
