@@ -119,19 +119,7 @@ def _judge(rows: Sequence[Row]) -> None:
 @contextmanager
 def _progress(cells: Sequence[Cell]) -> Iterator[tuple[Watcher, Any]]:
     """A bar on stderr and a line for each finished cell; the lines alone where stderr is no terminal."""
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        SpinnerColumn,
-        TextColumn,
-        TimeElapsedColumn,
-    )
-
-    people = console.people()
-    columns = (SpinnerColumn(), MofNCompleteColumn(), BarColumn(bar_width=16), TimeElapsedColumn())
-    now = TextColumn("{task.description}")
-    with Progress(*columns, now, console=people, transient=True, disable=not people.is_terminal) as bar:
+    with console.progress() as bar:
         task = bar.add_task("", total=len(cells))
 
         class Following:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.progress import Progress
 
 WIDTH_OF_A_PIPE = 200
 """Columns where no terminal sets a limit: rich would cut tables down to 80."""
@@ -26,6 +27,23 @@ def people() -> Console:
 def warn(message: str) -> None:
     """Print one warning to stderr."""
     people().print(f"[yellow]warning:[/] {_escaped(message)}", highlight=False, soft_wrap=True)
+
+
+def progress() -> Progress:
+    """A bar on stderr, gone when the work is over; nothing at all where stderr is no terminal."""
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        SpinnerColumn,
+        TextColumn,
+        TimeElapsedColumn,
+    )
+
+    console = people()
+    columns = (SpinnerColumn(), MofNCompleteColumn(), BarColumn(bar_width=16), TimeElapsedColumn())
+    now = TextColumn("{task.description}")
+    return Progress(*columns, now, console=console, transient=True, disable=not console.is_terminal)
 
 
 def _console(*, stderr: bool) -> Console:

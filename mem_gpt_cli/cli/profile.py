@@ -94,26 +94,12 @@ def _predicted(lens: Callable[[Recipe], MemoryReport], recipe: Recipe) -> Memory
 
 @contextmanager
 def _progress() -> Iterator[Callable[[str, int, int, int | None], None]]:
-    """A bar on stderr, gone when the run is over; nothing at all where stderr is no terminal."""
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        SpinnerColumn,
-        TextColumn,
-        TimeElapsedColumn,
-    )
-
-    people = console.people()
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    live = TextColumn("{task.fields[live]}", style="cyan")
-    with Progress(
-        *columns, TimeElapsedColumn(), live, console=people, transient=True, disable=not people.is_terminal
-    ) as bar:
-        task = bar.add_task("preparing", total=None, live="")
+    """The bar, with the phase that runs and what its tensors hold."""
+    with console.progress() as bar:
+        task = bar.add_task("preparing", total=None)
 
         def show(phase: str, step: int, steps: int, live_bytes: int | None) -> None:
-            words = phase.replace("_", " ")
-            bar.update(task, description=words, completed=step, total=steps, live=render_bytes(live_bytes))
+            live = "" if live_bytes is None else f", {render_bytes(live_bytes)}"
+            bar.update(task, description=f"{phase.replace('_', ' ')}{live}", completed=step, total=steps)
 
         yield show
