@@ -6,6 +6,7 @@ operators return and when the last reference to a storage goes, and never looks 
 
 from __future__ import annotations
 
+import re
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -17,6 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from mem_gpt_cli.ledger.log import EventLog
 from mem_gpt_cli.ledger.modules import ModulePath
+
+_IN_A_BLOCK = re.compile(r"\.\d+(\.|$)")
 
 
 class KernelBuffers(Protocol):
@@ -33,8 +36,8 @@ class Ledger(TorchDispatchMode):
     """Counts the bytes of every live storage while it is entered.
 
     Args:
-        logits_width: size of the vocabulary; a buffer whose last dimension is that wide, and which is no
-            weight or gradient, is counted as ``logits``.
+        logits_width: size of the vocabulary; a buffer whose last dimension is that wide, which no block
+            made and which is no weight or gradient, is counted as ``logits``.
         kernel_buffers: the inner buffers of kernels that do not run; ``None`` where they really do.
         on_birth: called with the storage's number and the tensor at each birth.
     """
@@ -162,7 +165,8 @@ class Ledger(TorchDispatchMode):
 
     def _born_as(self, tensor: torch.Tensor) -> str | None:
         wide = self._logits_width is not None and tensor.dim() > 1 and tensor.shape[-1] == self._logits_width
-        return "logits" if wide else None
+        # Scores over as many keys as there are words are as wide, but they are made inside a block.
+        return "logits" if wide and not _IN_A_BLOCK.search(self.modules.current()) else None
 
     def _free(self, key: int) -> None:
         self._watches.pop(key, None)
