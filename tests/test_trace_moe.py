@@ -66,8 +66,15 @@ WORKLOADS: dict[str, dict[str, int]] = {
 def recipe_of(folder: Path, model_type: str, task: str, experts: str = "auto", **changes: Any) -> Recipe:
     path = folder / "config.json"
     path.write_text(json.dumps({"model_type": model_type, **MODELS[model_type], **changes}))
-    model = {"name": str(path), "experts": experts}
-    return Recipe.model_validate({"model": model, "task": task, "workload": WORKLOADS[task]})
+    # eager attention has no inner buffers, which the allocator sees and the ledger of a real run does not
+    return Recipe.model_validate(
+        {
+            "model": {"name": str(path), "experts": experts},
+            "task": task,
+            "attention": {"backend": "eager"},
+            "workload": WORKLOADS[task],
+        }
+    )
 
 
 def peaks(report: MemoryReport) -> dict[str, int]:
