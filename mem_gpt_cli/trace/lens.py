@@ -109,8 +109,9 @@ class DryRunner:
         try:
             return self._any_depth(plan, None)
         except QUESTIONS:
-            balanced, *others = (self._any_depth(plan, scenario) for scenario in SCENARIOS)
-        if balanced.asked:
+            balanced = self._any_depth(plan, SCENARIOS[0])
+        if balanced.asked:  # else all that was asked followed from what the run itself had made
+            others = [self._any_depth(plan, scenario) for scenario in SCENARIOS[1:]]
             balanced.bounds = {
                 phase: (
                     balanced.peak(phase, balanced.certain),
