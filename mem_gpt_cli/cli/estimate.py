@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def estimate(
     request: Request,
     trace: Annotated[
-        bool, typer.Option("--trace", help="Run the real code on fake tensors: exact, in a second.")
+        bool, typer.Option("--trace", help="Run the real code on fake tensors: exact, without weights.")
     ] = False,
     full_depth: Annotated[
         bool, typer.Option("--full-depth", help="With --trace: run every layer, extrapolate none.")

@@ -109,6 +109,7 @@ def run(arguments: Sequence[str]) -> int:
         # Without a message the error was that nothing was asked, and the answer, the help, is shown already.
         return _fail(error, [error.format_message()] if error.message else [], error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
+        print("memgpt: interrupted", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
         return _hang_up()

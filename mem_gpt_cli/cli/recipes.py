@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as json_text
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
@@ -11,7 +12,7 @@ import typer
 
 from mem_gpt_cli.cli import console
 from mem_gpt_cli.cli.options import Request, takes_recipe
-from mem_gpt_cli.errors import RecipeError, RecipeErrors, UsageError
+from mem_gpt_cli.errors import EnvironmentUnavailableError, RecipeError, RecipeErrors, UsageError
 
 if TYPE_CHECKING:
     from mem_gpt_cli.recipe import Cell
@@ -125,11 +126,27 @@ def check(name: str) -> Verdict:
     try:
         cells = expand(load_recipe(Path(name)))
         lenses = _lenses(cells)
+        _find_models(cells)
     except RecipeErrors as found:
         return Verdict(name, f"{len(found.errors)} errors", found.errors)
     except RecipeError as error:
         return Verdict(name, "1 error", (error,))
+    except UsageError as error:
+        return Verdict(name, "1 error", (RecipeError(f"{name}: {error}"),))
     return Verdict(name, f"{len(cells)} {'cell' if len(cells) == 1 else 'cells'}, {', '.join(lenses)}")
+
+
+def _find_models(cells: tuple[Cell, ...]) -> None:
+    """Look every cell's model up; one that only the hub can tell of is left to the run.
+
+    Raises:
+        UsageError: for a name that leads nowhere.
+    """
+    from mem_gpt_cli.model import resolve
+
+    for model in {cell.recipe.model.model_dump_json(): cell.recipe.model for cell in cells}.values():
+        with suppress(EnvironmentUnavailableError):
+            resolve(model)
 
 
 def _lenses(cells: tuple[Cell, ...]) -> list[str]:

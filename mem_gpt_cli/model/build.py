@@ -99,6 +99,8 @@ def build_on_meta(source: ModelSource, recipe: Recipe, layers: int | None = None
                 "eager"
             )  # what transformers itself takes for such a model; see attention_note
     model.tie_weights()  # no_init_weights leaves this out too
+    if getattr(model, "loss_type", None) is None:
+        model.loss_type = "ForCausalLM"  # what transformers takes then, with a remark on it for every model
     if recipe.checkpointing.policy == "full":
         enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
         enable({"use_reentrant": False})  # transformers before 5.20 has the older name alone

@@ -33,7 +33,7 @@ def resolve(model: Model) -> ModelSource:
             replacement key, or a value that no model can have.
         EnvironmentUnavailableError: for a hub model that cannot be had: offline, gated or not there.
     """
-    found = find(model.name)
+    found = _noted(find(model.name), model)
     if not model.config and model.dropout is None:
         return _checked(found)
     config = replace(found.config, model.config, found.where)
@@ -42,6 +42,16 @@ def resolve(model: Model) -> ModelSource:
     return _checked(
         with_changes(found, config=config, weights_are_local=found.weights_are_local and _fits(found, config))
     )
+
+
+def _noted(found: ModelSource, model: Model) -> ModelSource:
+    """Say so where a user's own config is for a narrower width than the recipe's, fp32 by default."""
+    written = str(found.config.get("dtype") or found.config.get("torch_dtype"))
+    narrow = {"bfloat16": "bf16", "float16": "fp16"}.get(written)
+    if found.origin not in ("path", "hub") or narrow is None or model.dtype != "fp32":
+        return found
+    note = f"{found.where} is for weights in {narrow}; the figures are for fp32: --dtype {narrow} for its own"
+    return with_changes(found, notes=(*found.notes, note))
 
 
 def find(name: str) -> ModelSource:
