@@ -107,7 +107,8 @@ def test_an_installed_wheel_finds_its_own_recipes(unpacked_wheel: Path, tmp_path
     assert cells == len(expand(load_recipe("all")))
 
 
-def test_list_shows_each_of_them(capsys: pytest.CaptureFixture[str]) -> None:
+def test_list_shows_each_of_them(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
     assert cli.run(["recipes", "list", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
     assert [row["name"] for row in rows] == sorted(by_name())
