@@ -17,9 +17,10 @@ import torch
 
 from mem_gpt_cli.ledger import Curves, EventLog, Operation
 from mem_gpt_cli.report import COMPONENTS
+from mem_gpt_cli.report.model import Task
 
 WHOLE_PATTERNS = 2
-"""Patterns in the shallower run; one more where the pattern is a single layer, for one in the middle."""
+"""Patterns in the shallower run; in training one more where the pattern is one layer, for a middle."""
 
 
 @dataclass(frozen=True)
@@ -39,11 +40,12 @@ class DepthPlan:
         return (self.full - self.shallow) // self.period
 
 
-def plan_depth(model: torch.nn.Module) -> DepthPlan | None:
+def plan_depth(model: torch.nn.Module, task: Task) -> DepthPlan | None:
     """The shallow runs that stand for a model, ``None`` where running it whole costs no more.
 
     Args:
         model: the whole model, on ``meta``.
+        task: training wants a layer that is neither first nor last; generation has no need of one.
     """
     found = layer_stack(model)
     if found is None:
@@ -53,7 +55,8 @@ def plan_depth(model: torch.nn.Module) -> DepthPlan | None:
     head, period = pattern(kinds)
     full = len(kinds)
     rest = (full - head) % period
-    shallow = head + rest + WHOLE_PATTERNS * period + (1 if period == 1 else 0)
+    middle = 1 if period == 1 and task == "training" else 0
+    shallow = head + rest + WHOLE_PATTERNS * period + middle
     deep = shallow + period
     if shallow + deep >= full:
         return None

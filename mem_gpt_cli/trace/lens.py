@@ -197,7 +197,8 @@ def trace(
     full_depth = full_depth or events is not None or timeline is not None
     with intra_op_threads(recipe.device.threads):
         whole = build_on_meta(source, recipe)
-        dry = DryRunner(source, recipe, full_depth=full_depth).run(None if full_depth else plan_depth(whole))
+        plan = None if full_depth else plan_depth(whole, recipe.task)
+        dry = DryRunner(source, recipe, full_depth=full_depth).run(plan)
     dry.warnings.extend((*source.notes, *attention_note(whole, recipe)))
     if events is not None and dry.log is not None:
         write_events(dry.log, events, as_run(recipe))
