@@ -23,7 +23,8 @@ ORDER: tuple[frozenset[str], ...] = (
     frozenset({"quantization", "attention", "kv_cache", "checkpointing", "adapters", "optimizers"}),
     frozenset({"ledger"}),
     frozenset({"model"}),
-    frozenset({"recipe", "report"}),
+    frozenset({"devices"}),
+    frozenset({"recipe", "report", "allocator"}),
 )
 """Rooms from the top to the bottom: each imports from the rows below its own."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 from unittest import mock
@@ -27,8 +27,11 @@ class KernelBuffers(Protocol):
 
     def __call__(
         self, log: EventLog, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any
-    ) -> int | None:
-        """The number of a storage made in ``log`` for this call's inner buffers; ``None`` for none."""
+    ) -> Sequence[int]:
+        """The storages made in ``log`` for this call's inner buffers, which live until it returns.
+
+        What a call leaves behind for good, as a library's workspace, it gives birth to in ``log`` itself.
+        """
         ...
 
 
@@ -123,9 +126,10 @@ class Ledger(TorchDispatchMode):
                     self._count(item)
         if self._kernel_buffers is not None:
             inner = self._kernel_buffers(self.log, func, args, kwargs, result)
-            if inner is not None:
-                self.log.birth(inner)
-                self.log.death(inner)
+            for storage in inner:
+                self.log.birth(storage)
+            for storage in inner:
+                self.log.death(storage)
         return result
 
     def _counted(self, function: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:

@@ -29,15 +29,15 @@ class CpuKernels:
 
     def __call__(
         self, log: EventLog, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any
-    ) -> int | None:
+    ) -> tuple[int, ...]:
         """See ``KernelBuffers``."""
         if self.probe.wants(func, args):
             storage = log.storage(0, "workspace")
             self.probe.note(func, args, kwargs, storage)
-            return storage
+            return (storage,)
         rule = RULES.get(func)
         nbytes = 0 if rule is None else rule(args, kwargs, result)
-        return log.storage(nbytes, "workspace") if nbytes else None
+        return (log.storage(nbytes, "workspace"),) if nbytes else ()
 
 
 def flash_attention(args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any) -> int:  # noqa: ARG001

@@ -1,0 +1,24 @@
+"""What the prediction of a GPU's memory depends on: a few facts of the chip."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A GPU by its facts.
+
+    Args:
+        name: the name that a recipe writes, e.g. ``h100``.
+        product: what the driver calls it, e.g. ``NVIDIA H100 80GB HBM3``.
+        capability: CUDA compute capability, ``(major, minor)``; it decides which kernels run.
+        multiprocessors: streaming multiprocessors; some kernels' buffers grow with them.
+        total_bytes: what the driver reports as the GPU's memory.
+    """
+
+    name: str
+    product: str
+    capability: tuple[int, int]
+    multiprocessors: int
+    total_bytes: int
