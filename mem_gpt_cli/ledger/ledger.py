@@ -43,6 +43,7 @@ class Ledger(TorchDispatchMode):
             made and which is no weight or gradient, is counted as ``logits``.
         kernel_buffers: the inner buffers of kernels that do not run; ``None`` where they really do.
         on_birth: called with the storage's number and the tensor at each birth.
+        device: the type of device whose memory is counted.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class Ledger(TorchDispatchMode):
         logits_width: int | None = None,
         kernel_buffers: KernelBuffers | None = None,
         on_birth: Callable[[int, torch.Tensor], None] | None = None,
+        device: str = "cpu",
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.log = EventLog()
@@ -57,7 +59,8 @@ class Ledger(TorchDispatchMode):
         self._logits_width = logits_width
         self._kernel_buffers = kernel_buffers
         self._on_birth = on_birth
-        self._numbers: dict[int, int] = {}
+        self._device = device
+        self._numbers: dict[int, int | None] = {}
         self._watches: dict[int, weakref.ref[torch.UntypedStorage]] = {}
         self._names: dict[Any, str] = {}
         self._paused = False
@@ -91,6 +94,13 @@ class Ledger(TorchDispatchMode):
             yield
         finally:
             self._paused = before
+
+    def keep_out(self, tensor: torch.Tensor) -> None:
+        """The tensor's storage is never counted: it stands for memory of another device than the one counted."""
+        for leaf in _plain(tensor):
+            storage = leaf.untyped_storage()
+            if storage._cdata not in self._numbers:
+                self._watch(storage, None)
 
     # -- what torch says
 
@@ -149,23 +159,26 @@ class Ledger(TorchDispatchMode):
 
     def _number(self, tensor: torch.Tensor) -> int | None:
         """The number of the tensor's storage, counting it now if it is new; ``None`` for an empty one."""
-        if tensor.device.type == "meta":
+        if tensor.device.type != self._device:
             return None
         storage = tensor.untyped_storage()
-        key = storage._cdata
-        number = self._numbers.get(key)
-        if number is not None:
-            return number
+        if storage._cdata in self._numbers:
+            return self._numbers[storage._cdata]
         nbytes = storage.nbytes()
         if nbytes == 0:
             return None
         number = self.log.storage(nbytes, self._born_as(tensor))
-        self._numbers[key] = number
-        self._watches[key] = weakref.ref(storage, lambda _, key=key: self._free(key))  # type: ignore[misc]
+        self._watch(storage, number)
         self.log.birth(number)
         if self._on_birth is not None:
             self._on_birth(number, tensor)
         return number
+
+    def _watch(self, storage: torch.UntypedStorage, number: int | None) -> None:
+        """Know the storage by that number until it goes; ``None`` for one that does not count."""
+        key = storage._cdata
+        self._numbers[key] = number
+        self._watches[key] = weakref.ref(storage, lambda _: self._free(key))
 
     def _born_as(self, tensor: torch.Tensor) -> str | None:
         wide = self._logits_width is not None and tensor.dim() > 1 and tensor.shape[-1] == self._logits_width
@@ -174,7 +187,9 @@ class Ledger(TorchDispatchMode):
 
     def _free(self, key: int) -> None:
         self._watches.pop(key, None)
-        self.log.death(self._numbers.pop(key))
+        number = self._numbers.pop(key)
+        if number is not None:
+            self.log.death(number)
 
 
 def _plain(tensor: torch.Tensor) -> Iterator[torch.Tensor]:

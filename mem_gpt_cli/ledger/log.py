@@ -104,9 +104,9 @@ class EventLog:
         ):
             yield storage, sign * self.storage_bytes[storage], self.operations[operation]
 
-    def curves(self) -> Curves:
-        """Live bytes after each event, in all and by component."""
-        return Curves.of(self)
+    def curves(self, sizes: Int64 | None = None) -> Curves:
+        """Live bytes after each event, in all and by component; with ``sizes`` in place of the storages' own."""
+        return Curves.of(self, sizes)
 
     def arrays(self) -> tuple[Int64, Int64, Int64]:
         """Storage, sign and operation of each event."""
@@ -128,11 +128,11 @@ class Curves:
     span: Int64
 
     @classmethod
-    def of(cls, log: EventLog) -> Curves:
+    def of(cls, log: EventLog, sizes: Int64 | None = None) -> Curves:
         """Add up a log; storages without a label are what their phase leaves them to be (see ``default``)."""
         storage, sign, operation = log.arrays()
         span_of_operation = np.asarray([op.span for op in log.operations], dtype=np.int64)
-        nbytes = np.asarray(log.storage_bytes, dtype=np.int64)
+        nbytes = np.asarray(log.storage_bytes, dtype=np.int64) if sizes is None else sizes
         born_in: dict[int, int] = {}
         for event in np.flatnonzero(sign == 1):
             born_in.setdefault(int(storage[event]), int(span_of_operation[operation[event]]))

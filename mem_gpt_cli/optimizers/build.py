@@ -6,18 +6,22 @@ from collections.abc import Iterator
 
 import torch
 
+from mem_gpt_cli.optimizers.cost import implementation
 from mem_gpt_cli.recipe.schema import Recipe
 
 
 def build_optimizer(recipe: Recipe, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
-    """AdamW in the recipe's implementation; ``auto`` leaves the choice to torch."""
-    implementation = recipe.optimizer.implementation
+    """AdamW in the recipe's implementation; ``auto`` is what torch chooses for the recipe's device.
+
+    It is said outright, because a dry run for CUDA has its tensors elsewhere.
+    """
+    chosen = implementation(recipe.optimizer.implementation, recipe.device.type)
     return torch.optim.AdamW(
         parameters,
         lr=recipe.optimizer.lr,
         weight_decay=recipe.optimizer.weight_decay,
-        foreach={"loop": False, "foreach": True, "fused": False, "auto": None}[implementation],
-        fused=True if implementation == "fused" else None,
+        foreach=chosen == "foreach",
+        fused=True if chosen == "fused" else None,
     )
 
 

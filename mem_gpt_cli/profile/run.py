@@ -66,7 +66,7 @@ def run(
     workload.prepare(model, observer)
     tokens = random_tokens(job, workload.lengths.prompt)
     if warm_up:
-        with torch.no_grad(), autocast(recipe):
+        with torch.no_grad(), autocast(recipe, tokens.device):
             model(input_ids=tokens[:, :WARM_UP_TOKENS], use_cache=False)
     workload.run(model, tokens, observer)
 

@@ -51,7 +51,7 @@ def refuse_unavailable(recipe: Recipe, lens: Lens) -> None:
         RecipeErrors: several of them.
     """
     first: dict[KeyPath, str] = {}
-    for refusals in (_sweep(recipe), _values(recipe, lens), _device(recipe, lens), _combinations(recipe)):
+    for refusals in (_sweep(recipe), _values(recipe, lens), _device(recipe), _combinations(recipe)):
         for path, reason in refusals:
             first.setdefault(path, reason)
     if first:
@@ -80,13 +80,9 @@ def _values(recipe: Recipe, lens: Lens) -> Iterator[_Refusal]:
         yield (section, name), f"{value!r} {reason}"
 
 
-def _device(recipe: Recipe, lens: Lens) -> Iterator[_Refusal]:
-    name = recipe.device.name
-    if recipe.device.type == "cpu" or lens == "estimate":
-        return
-    if lens == "trace":
-        reason = f"cannot be traced in this version of memgpt, which traces cpu; {_ESTIMATE_CAN}"
-        yield ("device", "name"), f"{name!r} {reason}"
+def _device(recipe: Recipe) -> Iterator[_Refusal]:
+    if recipe.device.type == "cpu" and recipe.device.allocator is not None:
+        yield ("device", "allocator"), "belongs to CUDA, the CPU's allocator has no settings: leave it out"
 
 
 def _combinations(recipe: Recipe) -> Iterator[_Refusal]:

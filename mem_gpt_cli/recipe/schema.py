@@ -143,23 +143,24 @@ class Loss(Section):
 
 
 def _device_name(name: str) -> str:
-    if not re.fullmatch(r"cpu|cuda(:\d{1,3})?", name):
-        raise ValueError(
-            f"{name!r} is not a device of this version of memgpt: "
-            "write cpu, cuda, or cuda:N with a GPU's number"
-        )
-    return name
+    if not re.fullmatch(r"[A-Za-z][\w .+-]*(:\d{1,3})?", name) or (":" in name and name[:5] != "cuda:"):
+        raise ValueError(f"{name!r} is no device: write cpu, cuda, cuda:N, or a GPU's name such as h100")
+    return name.lower()
 
 
 class Device(Section):
     """Where it runs; the short form ``device: cpu`` is allowed."""
 
     name: Annotated[Name, AfterValidator(_device_name)] = Field(
-        default="cpu", description="cpu, cuda or cuda:N."
+        default="cpu", description="cpu, cuda, cuda:N, or a GPU's name, e.g. h100."
     )
     threads: Positive | None = Field(
         default=None,
         description="Intra-op threads on CPU (kernels' inner buffers depend on them); null: torch's own.",
+    )
+    allocator: str | None = Field(
+        default=None,
+        description="Settings of CUDA's allocator, as PYTORCH_CUDA_ALLOC_CONF takes them; null: the variable.",
     )
 
     @model_validator(mode="before")
@@ -169,7 +170,7 @@ class Device(Section):
 
     @property
     def type(self) -> Literal["cpu", "cuda"]:
-        """The kind of device that ``name`` stands for."""
+        """The kind of device that ``name`` stands for; whether there is a GPU of that name is no matter here."""
         return "cpu" if self.name == "cpu" else "cuda"
 
 

@@ -8,11 +8,14 @@ from dataclasses import dataclass
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from mem_gpt_cli.devices.gpu import Gpu
 from mem_gpt_cli.kv_cache.storage import cache_tensors
 from mem_gpt_cli.ledger import EventLog, Ledger
 from mem_gpt_cli.model.build import initialise, materialise
 from mem_gpt_cli.model.facts import logits_width
 from mem_gpt_cli.recipe.schema import Recipe
+from mem_gpt_cli.trace.cuda.buffers import CudaKernels
+from mem_gpt_cli.trace.cuda.steering import like_cuda
 from mem_gpt_cli.trace.faithful import like_the_real_run
 from mem_gpt_cli.trace.kernels import CpuKernels
 from mem_gpt_cli.trace.routing import Routing, Scenario, routing
@@ -34,7 +37,12 @@ class FakeRun:
 
 
 def fake_run(
-    model: torch.nn.Module, recipe: Recipe, *, every_step: bool, scenario: Scenario | None = None
+    model: torch.nn.Module,
+    recipe: Recipe,
+    *,
+    every_step: bool,
+    scenario: Scenario | None = None,
+    gpu: Gpu | None = None,
 ) -> FakeRun:
     """Run the recipe's workload on fake tensors and record its memory.
 
@@ -43,16 +51,19 @@ def fake_run(
         recipe: the options and the sizes.
         every_step: run each decode step; else only those at the two ends of the generation.
         scenario: what to answer where the model asks about data; without one, such a question is an error.
+        gpu: run as on this GPU; ``None``: as on this CPU. The fake tensors are the CPU's in both cases.
     """
-    kernels = CpuKernels()
+    cpu = CpuKernels()
     oracle: Routing | None = None
     with FakeTensorMode(allow_non_fake_inputs=True), like_the_real_run():
-        ledger = Ledger(logits_width=logits_width(model), kernel_buffers=kernels)
+        ledger = Ledger(logits_width=logits_width(model), kernel_buffers=CudaKernels(gpu) if gpu else cpu)
         ledger.modules.name(model)
         workload = workload_of(recipe)
         with ExitStack() as stack:
             if scenario is not None:
                 oracle = stack.enter_context(routing(scenario, ledger.modules.current))
+            if gpu is not None:
+                stack.enter_context(like_cuda(gpu, ledger))
             stack.enter_context(ledger)
             with ledger.phase("load"):
                 materialise(model, torch.device("cpu"))
@@ -64,8 +75,8 @@ def fake_run(
                 ends_only(workload, model, tokens, ledger)
             else:
                 workload.run(model, tokens, ledger)
-    kernels.probe.answer(ledger.log)
-    return FakeRun(ledger.log, kernels.probe.too_large, oracle)
+    cpu.probe.answer(ledger.log)
+    return FakeRun(ledger.log, cpu.probe.too_large, oracle)
 
 
 def ends_only(workload: Inference, model: torch.nn.Module, tokens: torch.Tensor, ledger: Ledger) -> None:

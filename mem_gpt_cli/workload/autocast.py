@@ -10,8 +10,8 @@ from mem_gpt_cli.model.build import DTYPES
 from mem_gpt_cli.recipe.schema import Recipe
 
 
-def autocast(recipe: Recipe) -> AbstractContextManager[None]:
-    """The autocast context of a recipe; does nothing where it asks for none."""
+def autocast(recipe: Recipe, device: torch.device) -> AbstractContextManager[None]:
+    """The autocast context of a recipe for tensors on ``device``; does nothing where it asks for none."""
     if recipe.workload.autocast == "none":
         return nullcontext()
-    return torch.autocast(recipe.device.type, dtype=DTYPES[recipe.workload.autocast])
+    return torch.autocast(device.type, dtype=DTYPES[recipe.workload.autocast])

@@ -71,7 +71,7 @@ class Inference:
             options["past_key_values"] = state.cache
         if self.recipe.workload.logits == "last" and "logits_to_keep" in accepted_arguments(model):
             options["logits_to_keep"] = 1
-        with autocast(self.recipe):
+        with autocast(self.recipe, tokens.device):
             outputs = model(input_ids=tokens, **options)
         observer.mark("logits", [outputs.logits])
         cache = outputs.get("past_key_values") if self.use_cache else None

@@ -38,7 +38,7 @@ class Training:
         optimizer = self._optimizer
         assert optimizer is not None, "prepare() comes before step()"
         held: Any = None
-        with observer.phase("forward"), autocast(self.recipe):
+        with observer.phase("forward"), autocast(self.recipe, tokens.device):
             outputs = model(input_ids=tokens, labels=tokens, use_cache=False)
             loss = outputs.loss
             if self.recipe.workload.hold_outputs:

@@ -1,0 +1,22 @@
+"""A dry run on fake tensors of the CPU takes the way that CUDA would take."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+from mem_gpt_cli.devices.gpu import Gpu
+from mem_gpt_cli.ledger import Ledger
+from mem_gpt_cli.trace.cuda.host import host_tensors
+
+
+@contextmanager
+def like_cuda(gpu: Gpu, ledger: Ledger) -> Iterator[None]:
+    """Apply every rule of steering; to be entered before the ledger, whose own patches come around these.
+
+    Functions are replaced rather than watched: a ``TorchFunctionMode`` is not active while backward
+    recomputes a checkpointed layer.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(host_tensors(ledger))
+        yield
