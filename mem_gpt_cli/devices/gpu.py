@@ -15,6 +15,8 @@ class Gpu:
         capability: CUDA compute capability, ``(major, minor)``; it decides which kernels run.
         multiprocessors: streaming multiprocessors; some kernels' buffers grow with them.
         total_bytes: what the driver reports as the GPU's memory.
+        total_is_nominal: ``total_bytes`` is the data sheet's figure: no driver report is known.
+        unified_memory: the GPU has no memory of its own, but shares the system's.
     """
 
     name: str
@@ -22,3 +24,5 @@ class Gpu:
     capability: tuple[int, int]
     multiprocessors: int
     total_bytes: int
+    total_is_nominal: bool = False
+    unified_memory: bool = False
