@@ -15,7 +15,7 @@ from mem_gpt_cli.recipe.problems import leaves, section_at, without_none
 LENSES: tuple[Lens, ...] = get_args(Lens)
 
 OFFERED: dict[str, dict[str, str]] = {
-    "attention.backend": {"sdpa": "etp", "eager": "etp", "flash": "e", "lsh": ""},
+    "attention.backend": {"sdpa": "etp", "eager": "etp", "flash": "etp", "lsh": ""},
     "kv_cache.kind": {
         "none": "etp", "dynamic": "etp",
         "static": "", "quantized": "", "offloaded": "", "sliding": "", "paged": "",
@@ -29,7 +29,7 @@ OFFERED: dict[str, dict[str, str]] = {
     },
     "optimizer.implementation": {"auto": "etp", "loop": "etp", "foreach": "etp", "fused": "etp"},
     "loss.kind": {"full": "etp", "chunked": "", "fused": ""},
-    "device": {"cpu": "etp", "cuda": "ep", "cuda:1": "ep"},
+    "device": {"cpu": "etp", "cuda": "etp", "cuda:1": "etp", "h100": "etp"},
 }  # fmt: skip
 """Each value of an option, and the first letters of the lenses that offer it."""
 

@@ -14,6 +14,8 @@ from mem_gpt_cli.model.weights import load_weights, wants_real_weights
 from mem_gpt_cli.recipe.schema import Recipe
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+ATTENTION = {"eager": "eager", "sdpa": "sdpa", "flash": "sdpa"}
+"""transformers' name of each backend: ``flash`` is SDPA with its flash kernel alone."""
 EXPERTS = {"eager": "eager", "grouped": "grouped_mm", "batched": "batched_mm"}
 _DROPOUT = re.compile(r"(^|_)(drop|dropout|pdrop|dropout_prob)$")
 _NOT_OF_THE_DECODER = re.compile(r"classifier|layerdrop|summary")
@@ -91,9 +93,9 @@ def build_on_meta(source: ModelSource, recipe: Recipe, layers: int | None = None
 
     with torch.device("meta"), no_init_weights():
         try:
-            model = of_attention(recipe.attention.backend)
+            model = of_attention(ATTENTION[recipe.attention.backend])
         except ValueError as error:
-            if recipe.attention.backend != "sdpa" or "scaled_dot_product_attention" not in str(error):
+            if recipe.attention.backend == "eager" or "scaled_dot_product_attention" not in str(error):
                 raise UnsupportedError(f"{source.name}: {_first_line(error)}") from error
             model = of_attention(
                 "eager"
@@ -129,7 +131,7 @@ def decoder_class(source: ModelSource, config: Any) -> Any:
 def attention_note(model: torch.nn.Module, recipe: Recipe) -> tuple[str, ...]:
     """What to tell of a model that lacks the recipe's attention and runs another; mostly nothing."""
     runs = getattr(model.config, "_attn_implementation", None)
-    if runs in (None, recipe.attention.backend):
+    if runs in (None, ATTENTION[recipe.attention.backend]):
         return ()
     return (
         f"{type(model).__name__} has no {recipe.attention.backend} attention in transformers: "

@@ -14,7 +14,7 @@ Lens = Literal["estimate", "trace", "profile"]
 
 _EVERYWHERE: dict[str, frozenset[str]] = {
     "quantization.scheme": frozenset({"none"}),
-    "attention.backend": frozenset({"sdpa", "eager"}),
+    "attention.backend": frozenset({"sdpa", "eager", "flash"}),
     "kv_cache.kind": frozenset({"none", "dynamic"}),
     "checkpointing.policy": frozenset({"none", "full"}),
     "adapters.kind": frozenset({"none"}),
@@ -25,7 +25,6 @@ _EVERYWHERE: dict[str, frozenset[str]] = {
 
 _ESTIMATE_ONLY: dict[str, frozenset[str]] = {
     "quantization.scheme": frozenset({"int8", "nf4"}),
-    "attention.backend": frozenset({"flash"}),
 }
 """What `memgpt estimate` computes, but no lens that runs the model offers."""
 
@@ -51,7 +50,7 @@ def refuse_unavailable(recipe: Recipe, lens: Lens) -> None:
         RecipeErrors: several of them.
     """
     first: dict[KeyPath, str] = {}
-    for refusals in (_sweep(recipe), _values(recipe, lens), _device(recipe), _combinations(recipe)):
+    for refusals in (_sweep(recipe), _values(recipe, lens), _device(recipe), _flash(recipe), _combinations(recipe)):
         for path, reason in refusals:
             first.setdefault(path, reason)
     if first:
@@ -83,6 +82,17 @@ def _values(recipe: Recipe, lens: Lens) -> Iterator[_Refusal]:
 def _device(recipe: Recipe) -> Iterator[_Refusal]:
     if recipe.device.type == "cpu" and recipe.device.allocator is not None:
         yield ("device", "allocator"), "belongs to CUDA, the CPU's allocator has no settings: leave it out"
+
+
+def _flash(recipe: Recipe) -> Iterator[_Refusal]:
+    """Flash kernels of CUDA compute in half precision only, that of the CPU knows no dropout."""
+    if recipe.attention.backend != "flash":
+        return
+    if recipe.device.type == "cuda" and recipe.model.dtype == "fp32" and recipe.workload.autocast == "none":
+        yield (
+            ("attention", "backend"),
+            "'flash' has no fp32 kernel on CUDA: choose sdpa, or model.dtype or workload.autocast bf16 or fp16",
+        )
 
 
 def _combinations(recipe: Recipe) -> Iterator[_Refusal]:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from mem_gpt_cli.attention.backend import attention_kernels
 from mem_gpt_cli.kv_cache.storage import cache_tensors
 from mem_gpt_cli.recipe.schema import Recipe
 from mem_gpt_cli.workload.autocast import autocast
@@ -71,7 +72,7 @@ class Inference:
             options["past_key_values"] = state.cache
         if self.recipe.workload.logits == "last" and "logits_to_keep" in accepted_arguments(model):
             options["logits_to_keep"] = 1
-        with autocast(self.recipe, tokens.device):
+        with autocast(self.recipe, tokens.device), attention_kernels(self.recipe):
             outputs = model(input_ids=tokens, **options)
         observer.mark("logits", [outputs.logits])
         cache = outputs.get("past_key_values") if self.use_cache else None

@@ -6,6 +6,7 @@ from typing import Any, cast
 
 import torch
 
+from mem_gpt_cli.attention.backend import attention_kernels
 from mem_gpt_cli.optimizers.build import build_optimizer, state_tensors
 from mem_gpt_cli.recipe.schema import Recipe
 from mem_gpt_cli.workload.autocast import autocast
@@ -29,8 +30,9 @@ class Training:
     def run(self, model: torch.nn.Module, tokens: torch.Tensor, observer: Observer) -> torch.Tensor:
         """Train on ``tokens``, ``[batch, seq]``; returns the loss of the last step, a scalar."""
         observer.mark("activations", [tokens])
-        for _ in range(self.recipe.workload.steps):
-            loss = self.step(model, tokens, observer)
+        with attention_kernels(self.recipe):
+            for _ in range(self.recipe.workload.steps):
+                loss = self.step(model, tokens, observer)
         return loss
 
     def step(self, model: torch.nn.Module, tokens: torch.Tensor, observer: Observer) -> torch.Tensor:

@@ -1,0 +1,42 @@
+"""Which of torch's attention kernels a recipe allows."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from mem_gpt_cli.errors import UnsupportedError
+from mem_gpt_cli.recipe.schema import Recipe
+
+NO_KERNEL = "No available kernel"
+"""How torch begins when none of the kernels that it may use can run (ATen's ``sdp_utils``)."""
+
+
+@contextmanager
+def attention_kernels(recipe: Recipe) -> Iterator[None]:
+    """Leave torch's SDPA the kernels that the recipe allows it.
+
+    ``flash`` is SDPA with its flash kernel alone. It must hold in backward as well, where checkpointed
+    layers run again.
+
+    Raises:
+        UnsupportedError: where flash alone cannot run.
+    """
+    if recipe.attention.backend != "flash":
+        yield
+        return
+    try:
+        with warnings.catch_warnings(), sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+            # torch says by warnings why no kernel serves, then raises; what it raises is answered below.
+            warnings.filterwarnings("ignore", message="(?s).*kernel.*")
+            yield
+    except RuntimeError as error:
+        if NO_KERNEL not in str(error):
+            raise
+        raise UnsupportedError(
+            f"attention.backend: torch's flash kernel cannot run {recipe.model.name} on {recipe.device.name} "
+            "(on CPU it knows no dropout, on CUDA no fp32 and no mask, and a head must fit): choose sdpa"
+        ) from error
