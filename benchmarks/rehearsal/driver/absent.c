@@ -1,0 +1,38 @@
+/* Functions of the driver that no workload of ours uses: there, so that torch can look them up and link its
+ * compiler library, and an error when they are called. Without cuda.h, whose prototypes they do not repeat. */
+
+#define IS_NOT_THERE(name) \
+    int name(void) { return 801; } /* CUDA_ERROR_NOT_SUPPORTED */
+
+IS_NOT_THERE(cuMemExportToShareableHandle)
+IS_NOT_THERE(cuMemImportFromShareableHandle)
+IS_NOT_THERE(cuMemRetainAllocationHandle)
+IS_NOT_THERE(cuMemGetAllocationPropertiesFromHandle)
+IS_NOT_THERE(cuCtxFromGreenCtx)
+IS_NOT_THERE(cuGreenCtxCreate)
+IS_NOT_THERE(cuGreenCtxDestroy)
+IS_NOT_THERE(cuGreenCtxStreamCreate)
+IS_NOT_THERE(cuDevSmResourceSplitByCount)
+IS_NOT_THERE(cuDeviceGetDevResource)
+IS_NOT_THERE(cuDevResourceGenerateDesc)
+IS_NOT_THERE(cuMulticastAddDevice)
+IS_NOT_THERE(cuMulticastBindMem)
+IS_NOT_THERE(cuMulticastCreate)
+IS_NOT_THERE(cuMulticastUnbind)
+IS_NOT_THERE(cuFuncGetAttribute)
+IS_NOT_THERE(cuFuncSetAttribute)
+IS_NOT_THERE(cuFuncSetCacheConfig)
+IS_NOT_THERE(cuLaunchCooperativeKernel)
+IS_NOT_THERE(cuLaunchKernel)
+IS_NOT_THERE(cuLinkAddData_v2)
+IS_NOT_THERE(cuLinkComplete)
+IS_NOT_THERE(cuLinkCreate_v2)
+IS_NOT_THERE(cuModuleGetFunction)
+IS_NOT_THERE(cuModuleLoad)
+IS_NOT_THERE(cuModuleLoadData)
+IS_NOT_THERE(cuModuleLoadDataEx)
+IS_NOT_THERE(cuModuleUnload)
+IS_NOT_THERE(cuOccupancyMaxActiveBlocksPerMultiprocessor)
+IS_NOT_THERE(cuPointerGetAttribute)
+IS_NOT_THERE(cuTensorMapEncodeTiled)
+IS_NOT_THERE(cuStreamWriteValue32)
