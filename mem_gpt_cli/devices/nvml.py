@@ -137,6 +137,16 @@ class NvmlGpu:
         return _text(self.library, self.library.nvmlDeviceGetUUID, self.handle)
 
     @cached_property
+    def capability(self) -> tuple[int, int] | None:
+        """CUDA compute capability, ``(major, minor)``."""
+        try:
+            major, minor = self.library.nvmlDeviceGetCudaComputeCapability(self._board)
+        except self.library.NVMLError as error:
+            _raise_if_lost(self.library, error)
+            return None
+        return int(major), int(minor)
+
+    @cached_property
     def parent(self) -> NvmlGpu | None:
         """The GPU that a MIG instance is a part of; ``None`` for a whole GPU."""
         try:
@@ -203,6 +213,17 @@ class NvmlGpu:
         if not used[0] or used[0] == _NOT_AVAILABLE:
             return Reading(None, how, "NVML lists this process without its memory")
         return Reading(int(used[0]), how)
+
+    def processes_memory(self) -> Reading:
+        """Bytes that all processes hold together, as far as NVML lists them: 0 where it lists none."""
+        how = "NVML, list of the processes" + self._of_what
+        try:
+            used = [process.usedGpuMemory for process in self._processes()]
+        except Exception as error:
+            return self._missing(how, error)
+        if any(not size or size == _NOT_AVAILABLE for size in used):
+            return Reading(None, how, "NVML lists processes without their memory")
+        return Reading(sum(used), how)
 
     def power(self) -> Reading:
         """Watts that the whole board draws now."""
