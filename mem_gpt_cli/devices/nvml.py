@@ -147,18 +147,12 @@ class NvmlGpu:
         return int(major), int(minor)
 
     @cached_property
-    def parent(self) -> NvmlGpu | None:
-        """The GPU that a MIG instance is a part of; ``None`` for a whole GPU."""
-        try:
-            handle = self.library.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(self.handle)
-        except self.library.NVMLError:
-            return None
-        return NvmlGpu(self.library, handle)
-
-    @property
     def is_mig(self) -> bool:
         """Whether this is a MIG instance."""
-        return self.parent is not None
+        try:
+            return bool(self.library.nvmlDeviceIsMigDeviceHandle(self.handle))
+        except self.library.NVMLError:
+            return False
 
     @property
     def in_mig_mode(self) -> bool:
@@ -276,9 +270,12 @@ class NvmlGpu:
         _raise_if_lost(self.library, error)
         return Reading(None, how, f"NVML does not tell ({error}){self._of_what and ' of a MIG instance'}")
 
-    @property
+    @cached_property
     def _board(self) -> Any:
-        return self.parent.handle if self.parent else self.handle
+        """The handle of the whole GPU, which alone has a power and a temperature."""
+        if not self.is_mig:
+            return self.handle
+        return self.library.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(self.handle)
 
     @property
     def _of_what(self) -> str:
