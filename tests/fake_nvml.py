@@ -30,6 +30,7 @@ class FakeGpu:
     uuid: str = "GPU-00000000-1111-2222-3333-444444444444"
     name: str = "NVIDIA H100 80GB HBM3"
     bus_id: str = "00000000:17:00.0"
+    capability: tuple[int, int] = (9, 0)
     total: int = 80 * GIB
     reserved: int = 600 * MIB
     used: int | Callable[[], int] = 4 * GIB
@@ -130,6 +131,10 @@ class FakeNvml:
 
     def nvmlDeviceGetUUID(self, gpu: FakeGpu) -> str:
         return gpu.uuid
+
+    def nvmlDeviceGetCudaComputeCapability(self, gpu: FakeGpu) -> list[int]:
+        self._answer(gpu, "capability", whole_gpu=True)
+        return list(gpu.capability)
 
     def nvmlDeviceGetMigMode(self, gpu: FakeGpu) -> list[int]:
         if gpu.instances is None:
