@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -15,15 +16,23 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from mem_gpt_cli.bench import sweep, worker
+from mem_gpt_cli.bench import limits, sweep, worker
 from mem_gpt_cli.bench.cell import run_cell
 from mem_gpt_cli.bench.columns import COLUMNS
-from mem_gpt_cli.bench.outcome import Outcome
+from mem_gpt_cli.bench.outcome import Outcome, best_prediction
 from mem_gpt_cli.bench.store import Store, typed
 from mem_gpt_cli.cli.main import run
 from mem_gpt_cli.recipe import expand, load_recipe
 from mem_gpt_cli.recipe.schema import Recipe
-from mem_gpt_cli.report.model import COMPONENTS, Lens
+from mem_gpt_cli.report.model import (
+    COMPONENTS,
+    DeviceSummary,
+    Lens,
+    MemoryReport,
+    ModelSummary,
+    Phase,
+    components,
+)
 
 SMALL = """
 device: {name: cpu, threads: 1}
@@ -282,7 +291,7 @@ def events_of(recipe: Recipe, lenses: Sequence[Lens]) -> list[tuple[str, dict[st
 
 
 def test_a_lens_that_cannot_answer_leaves_the_others(tmp_path: Path) -> None:
-    recipe = load_recipe(recipe_file(tmp_path, SMALL), overrides=["attention.backend=flash"])
+    recipe = load_recipe(recipe_file(tmp_path, SMALL), overrides=["quantization.scheme=int8"])
     events = events_of(recipe, ["estimate", "trace"])
     assert [(event, facts["lens"]) for event, facts in events] == [
         ("report", "estimate"),
@@ -293,8 +302,8 @@ def test_a_lens_that_cannot_answer_leaves_the_others(tmp_path: Path) -> None:
         cell.take({"event": event, **facts}, lambda *_: None)
     outcome = cell.outcome(1.0)
     assert outcome.status == "unsupported"
-    assert outcome.predicted_bytes == outcome.reports["estimate"].allocated_bytes
-    assert "attention.backend" in (outcome.error or "")
+    assert best_prediction(outcome.reports) is outcome.reports["estimate"]
+    assert "quantization.scheme" in (outcome.error or "")
 
 
 @pytest.mark.parametrize(("cells_per_process", "processes"), [(1, 3), (2, 2), (3, 1)])
@@ -324,3 +333,63 @@ def test_cells_share_a_process_where_a_plan_says_so(
     assert [typed(row)["formula_peak_bytes"] for row in rows_of(plan.csv)] == [
         row["formula_peak_bytes"] for row in rows
     ]
+
+
+def prediction(**ladder: Any) -> MemoryReport:
+    """A trace's report of a run on a GPU: a thousand bytes of weights, and the ladder above them."""
+    return MemoryReport(
+        lens="trace",
+        task="inference",
+        recipe={},
+        model=ModelSummary("gpt2", "gpt2", 1),
+        device=DeviceSummary("cuda", "h100"),
+        phases=(Phase("load", 1000, components(weights=1000)),),
+        provenance={},
+        **ladder,
+    )
+
+
+@pytest.mark.parametrize(
+    ("ladder", "need", "of_allocator"),
+    [
+        ({}, 1000, 1000),
+        ({"reserved_bytes": 2000}, 2000, 2000),
+        ({"reserved_bytes": 2000, "process_bytes": 2600}, 2600, 2000),
+    ],
+)
+def test_a_gpus_need_is_the_highest_rung_that_is_known(
+    ladder: dict[str, int], need: int, of_allocator: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report = prediction(**ladder)
+    recipe = Recipe.model_validate({"device": "h100", "budget": {"memory": need}})
+    monkeypatch.setattr(limits, "available_bytes", lambda _: of_allocator)
+    assert limits.too_large(recipe, report) is None
+    monkeypatch.setattr(limits, "available_bytes", lambda _: of_allocator - 1)
+    assert "what this machine has left" in (limits.too_large(recipe, report) or "")
+    less = recipe.model_copy(update={"budget": recipe.budget.model_copy(update={"memory": need - 1})})
+    assert "more than the budget" in (limits.too_large(less, report) or "")
+
+
+def test_a_cell_of_other_allocator_settings_gets_a_process_of_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PYTORCH_ALLOC_CONF", "max_split_size_mb:64")
+    found = []
+    workers = worker.Worker()
+    try:
+        for allocator in (None, "expandable_segments:True", "expandable_segments:True", None):
+            recipe = Recipe.model_validate({"device": {"name": "h100", "allocator": allocator}})
+            workers.run(recipe, ["estimate"], None, lambda *_: None)
+            environment = Path(f"/proc/{workers.pid}/environ").read_text().split("\0")
+            found.append(
+                (workers.pid, sorted(line for line in environment if re.match("PYTORCH.*ALLOC_CONF", line)))
+            )
+    finally:
+        workers.close()
+    inherited, given = (
+        ["PYTORCH_ALLOC_CONF=max_split_size_mb:64"],
+        ["PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True"],
+    )
+    assert [settings for _, settings in found] == [inherited, given, given, inherited]
+    assert len({pid for pid, _ in found}) == 3
+    assert found[1] == found[2]

@@ -3,6 +3,7 @@
 It reads one request a line on stdin, ``{"recipe": {...}, "lenses": [...]}``, and writes what happens as JSON
 lines to the file descriptor in its first argument, because libraries print to stdout what they like:
 
+    {"event": "begin", "reserved_bytes": 0}                         what the GPU's allocator holds already
     {"event": "phase", "phase": "prefill"}                          a phase of the real run begins
     {"event": "report", "lens": "trace", "seconds": 0.7, ...}       a lens has answered; "report" is its JSON
     {"event": "refused", "lens": "estimate", "error": "..."}        a lens cannot answer for this recipe
@@ -25,8 +26,9 @@ from threading import Thread
 from time import perf_counter
 from typing import Any, NoReturn
 
+from mem_gpt_cli.bench.fresh import given_back
 from mem_gpt_cli.bench.limits import too_large
-from mem_gpt_cli.bench.outcome import LENSES, Status, predicted_bytes
+from mem_gpt_cli.bench.outcome import LENSES, Status, best_prediction
 from mem_gpt_cli.errors import MemgptError, RecipeError, UnsupportedError
 from mem_gpt_cli.recipe.schema import Recipe
 from mem_gpt_cli.report.json import to_dict
@@ -46,7 +48,10 @@ def main() -> NoReturn:
 
         while True:
             request = json.loads(requests.get())
+            held = given_back()
+            tell("begin", {"reserved_bytes": held.reserved if held else None})
             run_cell(Recipe.model_validate_json(json.dumps(request["recipe"])), request["lenses"], tell)
+            given_back()  # also now: others may be waiting for the memory
             tell("end", {})
 
 
@@ -62,7 +67,7 @@ def run_cell(recipe: Recipe, lenses: Sequence[Lens], tell: Tell) -> None:
     for lens in LENSES:
         if lens not in lenses:
             continue
-        if lens == "profile" and (reason := too_large(recipe, predicted_bytes(found))):
+        if lens == "profile" and (reason := too_large(recipe, best_prediction(found))):
             tell("pruned", {"error": reason})
             return
         try:

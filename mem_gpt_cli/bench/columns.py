@@ -91,6 +91,14 @@ COLUMNS: tuple[str, ...] = (
     "speed_ratio",
     "failed_phase",
     "error",
+    "allocator",
+    "trace_reserved_bytes",
+    "reserved_residual_bytes",
+    "reserved_residual_percent",
+    "start_reserved_bytes",
+    "power_w",
+    "utilization_percent",
+    "temperature_c",
 )
 """Columns of a sweep's CSV, in their order; new ones go to the end."""
 
@@ -117,15 +125,17 @@ def row_of(sweep: str, started: str, cell: Cell, lenses: tuple[Lens, ...], outco
         "cell_s": outcome.cell_s,
         "baseline_cell": cell.baseline,
         "failed_phase": outcome.failed_phase,
+        "allocator": cell.recipe.device.allocator,
+        "start_reserved_bytes": outcome.start_reserved_bytes,
         "error": outcome.error,
     }
     row |= {column: _at(recipe, key) for column, key in RECIPE_KEYS.items()} | _lengths(cell)
     for lens, report in outcome.reports.items():
         row |= _peaks(PREFIXES[lens], report) | {f"{lens}_s": outcome.seconds.get(lens)}
-    row |= _bounds(outcome.reports.get("trace")) | _measured(outcome.reports.get("profile"))
+    row |= _traced(outcome.reports.get("trace")) | _measured(outcome.reports.get("profile"))
     for prefix in ("formula", "trace"):
         row |= _residual(prefix, row[f"{prefix}_peak_bytes"], row["measured_peak_bytes"])
-    return row
+    return row | _residual("reserved", row["trace_reserved_bytes"], row["reserved_bytes"])
 
 
 def compared(row: Row, baseline: Row) -> Row:
@@ -147,13 +157,14 @@ def _peaks(prefix: str, report: MemoryReport) -> Row:
     return {f"{prefix}_peak_bytes": report.allocated_bytes} | phases | model
 
 
-def _bounds(trace: MemoryReport | None) -> Row:
-    """What the data decides moves the traced peak between these two."""
+def _traced(trace: MemoryReport | None) -> Row:
+    """What the GPU's allocator reserves, and between what the data moves the traced peak."""
     if trace is None:
         return {}
     lower = [phase.lower_bytes for phase in trace.phases if phase.lower_bytes is not None]
     upper = [phase.upper_bytes for phase in trace.phases if phase.upper_bytes is not None]
     return {
+        "trace_reserved_bytes": trace.reserved_bytes,
         "trace_lower_bytes": max(lower, default=None),
         "trace_upper_bytes": max(upper, default=None),
     }

@@ -19,6 +19,8 @@ class Outcome:
 
     ``reports`` and ``seconds`` hold the lenses that answered, whatever the status. ``failed_phase`` is the
     phase of the workload that a cell did not survive; ``error`` says why a lens has no answer.
+    ``start_reserved_bytes`` is what the GPU's allocator held before the cell began: 0 if all is well,
+    ``None`` in a process that had not used a GPU.
     """
 
     status: Status
@@ -27,14 +29,9 @@ class Outcome:
     cell_s: float | None = None
     failed_phase: str | None = None
     error: str | None = None
-
-    @property
-    def predicted_bytes(self) -> int | None:
-        """The predicted peak: the trace's, without one the formula's."""
-        return predicted_bytes(self.reports)
+    start_reserved_bytes: int | None = None
 
 
-def predicted_bytes(reports: Mapping[Lens, MemoryReport]) -> int | None:
-    """The peak by the best prediction among ``reports``; ``None`` where there is none."""
-    best = reports.get("trace") or reports.get("estimate")
-    return best.allocated_bytes if best else None
+def best_prediction(reports: Mapping[Lens, MemoryReport]) -> MemoryReport | None:
+    """The trace's report, without one the formula's; ``None`` where there is neither."""
+    return reports.get("trace") or reports.get("estimate")

@@ -27,14 +27,21 @@ OnPhase = Callable[[str, int, int], None]
 _START = "import sys; sys.path[:] = {path!r}; from mem_gpt_cli.bench.cell import main; main()"
 """With the same path as this process, so that it finds the same packages, wherever it is started."""
 
+_ALLOCATOR = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
+"""The variables that torch's CUDA allocator reads, once, when it is first used; the second wins, if set."""
+
 _VMSTAT = Path("/proc/vmstat")
 _GRACE_S = 10.0
 
 
 class Worker:
-    """One process, started at its first cell; a new one is started where the last did not survive."""
+    """One process, started at its first cell; a new one is started where the last did not survive.
+
+    A cell whose ``device.allocator`` is another than the last one's gets a new process too.
+    """
 
     def __init__(self) -> None:
+        self._allocator: str | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._events = -1
         self._stderr: IO[bytes] | None = None
@@ -50,7 +57,7 @@ class Worker:
         """Run one cell; a crash, a kill and a timeout are outcomes too."""
         start = monotonic()
         kills = _out_of_memory_kills()
-        process = self._started()
+        process = self._started(recipe.device.allocator)
         cell = _Cell(lenses)
         deadline = None if timeout_s is None else start + timeout_s
         try:
@@ -85,7 +92,10 @@ class Worker:
         assert self._stderr is not None
         self._stderr.close()
 
-    def _started(self) -> subprocess.Popen[bytes]:
+    def _started(self, allocator: str | None) -> subprocess.Popen[bytes]:
+        if allocator != self._allocator:
+            self.close()
+        self._allocator = allocator
         if self._process is None:
             self._events, writer = os.pipe()
             self._stderr = tempfile.TemporaryFile()  # noqa: SIM115  (closed by close)
@@ -97,7 +107,7 @@ class Worker:
                 pass_fds=[writer],
                 # A session of its own: an interrupt reaches the sweep alone, which then ends its worker.
                 start_new_session=True,
-                env=os.environ | {"PYTHONHASHSEED": "0"},
+                env=_environment(allocator),
             )
             os.close(writer)
         return self._process
@@ -152,11 +162,14 @@ class _Cell:
         self._seconds: dict[Lens, float] = {}
         self._statuses: list[Status] = []
         self._errors: list[str] = []
+        self._start_reserved_bytes: int | None = None
         self._phase: str | None = None
 
     def take(self, event: dict[str, Any], on_phase: OnPhase) -> None:
         """Note one event; see ``mem_gpt_cli.bench.cell`` for their kinds."""
         match event["event"]:
+            case "begin":
+                self._start_reserved_bytes = event["reserved_bytes"]
             case "phase":
                 self._phase = event["phase"]
                 on_phase(event["phase"], event["step"], event["steps"])
@@ -193,7 +206,18 @@ class _Cell:
             if status in ("oom", "error") and "profile" not in self._reports
             else None,
             error="; ".join(self._errors) or None,
+            start_reserved_bytes=self._start_reserved_bytes,
         )
+
+
+def _environment(allocator: str | None) -> dict[str, str]:
+    """This process's environment, with the allocator's settings where a recipe gives them."""
+    environment = os.environ | {"PYTHONHASHSEED": "0"}
+    if allocator is not None:
+        for name in _ALLOCATOR:
+            environment.pop(name, None)
+        environment[_ALLOCATOR[0]] = allocator
+    return environment
 
 
 def _out_of_memory_kills() -> int | None:
