@@ -1,12 +1,13 @@
 """CUDA's autocast for operators that run on the CPU.
 
 ``torch.autocast("cpu")`` casts by other lists than ``torch.autocast("cuda")``: there, ``layer_norm``, ``pow``
-and ``softmax`` give fp32, ``cat`` is left alone, and a sum reads half and writes fp32 without a copy. A dry run
-of CUDA needs CUDA's lists.
+and ``softmax`` give fp32, ``cat`` is left alone, and a sum reads half and writes fp32 without a copy. A dry
+run of CUDA needs CUDA's lists.
 
-Which operators CUDA lists is asked of the dispatcher, so that the lists are those of the installed torch. How
-each is cast is written down here as in ATen/autocast_mode.h (``AT_FORALL_LOWER_PRECISION_FP`` and the lists after
-it) and done as by the ``WrapFunction_`` of each policy there; who is in none of the lists here is cast to fp32.
+Which operators CUDA lists is asked of the dispatcher, so that the lists are those of the installed torch.
+How each is cast is written down here as in ATen/autocast_mode.h (``AT_FORALL_LOWER_PRECISION_FP`` and the
+lists after it) and done as by the ``WrapFunction_`` of each policy there; who is in none of the lists here is
+cast to fp32.
 """
 
 from __future__ import annotations
@@ -79,8 +80,8 @@ Cast = Callable[[torch.Tensor], torch.Tensor]
 def cuda_autocast_lists() -> Iterator[None]:
     """Let ``torch.autocast("cpu", dtype)`` cast as ``torch.autocast("cuda", dtype)`` does.
 
-    It holds for everything that dispatches, also for a checkpoint's recomputation inside backward. The blocks may
-    be nested.
+    It holds for everything that dispatches, also for a checkpoint's recomputation inside backward. The blocks
+    may be nested.
     """
     cache = _WeightCache()
     with (

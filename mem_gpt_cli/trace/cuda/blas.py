@@ -1,9 +1,9 @@
 """The memory of matrix products on CUDA: workspaces that stay, copies of operands that go with the call.
 
-cuBLAS gets its workspace from torch's allocator when a thread makes its first product, and torch keeps it: one
-for each handle and stream, and each thread has a handle of its own. Backward runs in a thread of its own, so that
-a training run holds two. cuBLASLt, which adds a bias in the same kernel, has a smaller one besides. Nothing frees
-them but ``torch._C._cuda_clearCublasWorkspaces()``.
+cuBLAS gets its workspace from torch's allocator when a thread makes its first product, and torch keeps it:
+one for each handle and stream, and each thread has a handle of its own. Backward runs in a thread of its own,
+so that a training run holds two. cuBLASLt, which adds a bias in the same kernel, has a smaller one besides.
+Nothing frees them but ``torch._C._cuda_clearCublasWorkspaces()``.
 
 Sources: ``getCurrentCUDABlasHandle``, ``parseChosenWorkspaceSize`` and ``getCUDABlasLtWorkspace`` in
 ATen/cuda/CublasHandlePool.cpp; ``addmm_out_cuda_impl``, ``baddbmm_out_cuda_impl`` and
@@ -38,7 +38,7 @@ _TRUE = ("1", "ON", "YES", "TRUE", "Y")
 
 @dataclass(frozen=True)
 class BlasBuffers:
-    """Bytes of each buffer that one product allocates after its result, in order: first the transient ones."""
+    """Bytes of each buffer that a product allocates after its result: first the transient ones, in order."""
 
     transient: tuple[int, ...] = ()
     lasting: tuple[int, ...] = ()
@@ -66,9 +66,9 @@ class BlasWorkspaces:
         if func not in PRODUCTS or not isinstance(result, torch.Tensor) or result.numel() == 0:
             return BlasBuffers()
         lasting = [self._blas] if self._first("cublas", in_backward) else []
-        if func in BIASED_PRODUCTS and adds_bias_in_kernel(args, kwargs, result):
-            if self._blas_lt is not None and self._first("cublasLt", in_backward):
-                lasting.append(self._blas_lt)
+        with_lt = func in BIASED_PRODUCTS and adds_bias_in_kernel(args, kwargs, result)
+        if with_lt and self._blas_lt is not None and self._first("cublasLt", in_backward):
+            lasting.append(self._blas_lt)
         return BlasBuffers(tuple(operand_copies(func, args, result)), tuple(n for n in lasting if n))
 
     def _first(self, library: Literal["cublas", "cublasLt"], in_backward: bool) -> bool:
@@ -93,8 +93,8 @@ def workspace_bytes(gpu: Gpu, environment: Mapping[str, str] = os.environ) -> in
 def lt_workspace_bytes(environment: Mapping[str, str] = os.environ) -> int | None:
     """cuBLASLt's own workspace: 1 MiB or ``CUBLASLT_WORKSPACE_SIZE`` KiB; ``None`` where it shares cuBLAS's.
 
-    It shares only if ``TORCH_CUBLASLT_UNIFIED_WORKSPACE`` says so. Source: ``parseCUDABlasLtWorkspaceSize`` and
-    ``getCUDABlasLtWorkspace`` in ATen/cuda/CublasHandlePool.cpp.
+    It shares only if ``TORCH_CUBLASLT_UNIFIED_WORKSPACE`` says so. Source: ``parseCUDABlasLtWorkspaceSize``
+    and ``getCUDABlasLtWorkspace`` in ATen/cuda/CublasHandlePool.cpp.
     """
     if environment.get("TORCH_CUBLASLT_UNIFIED_WORKSPACE", "").upper() in _TRUE:
         return None
@@ -122,8 +122,8 @@ def adds_bias_in_kernel(args: tuple[Any, ...], kwargs: Mapping[str, Any], result
 def operand_copies(func: Any, args: tuple[Any, ...], result: torch.Tensor) -> list[int]:
     """Bytes of the copies of operands that lie in neither of the two ways that cuBLAS reads.
 
-    Source: ``cublasCommonArgs`` in ATen/native/cuda/cuBlasCommonArgs.h, ``prepare_batch_matrix_for_cublas`` in
-    ATen/native/cuda/Blas.cpp.
+    Source: ``cublasCommonArgs`` in ATen/native/cuda/cuBlasCommonArgs.h, ``prepare_batch_matrix_for_cublas``
+    in ATen/native/cuda/Blas.cpp.
     """
     if func in MATRIX_PRODUCTS or func in BIASED_PRODUCTS:
         first, second = args[:2] if func in MATRIX_PRODUCTS else args[1:3]
@@ -140,7 +140,7 @@ def operand_copies(func: Any, args: tuple[Any, ...], result: torch.Tensor) -> li
 
 
 def _readable(matrix: torch.Tensor) -> bool:
-    if torch._prims_common.is_non_overlapping_and_dense(matrix):
+    if matrix.is_contiguous() or matrix.t().is_contiguous():
         return True
     return _rows_or_columns_together(matrix.shape, matrix.stride())
 
