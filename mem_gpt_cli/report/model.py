@@ -45,7 +45,9 @@ class Phase:
     """The moment of one phase at which most bytes are live.
 
     ``components`` add up to ``peak_allocated_bytes``. ``process_bytes`` is the peak resident set of the
-    process in this phase; ``lower_bytes`` and ``upper_bytes`` bound the peak where the data decides it.
+    process in this phase, on a GPU the process's memory there; ``lower_bytes`` and ``upper_bytes`` bound the
+    peak where the data decides it; ``reserved_bytes`` is what a caching allocator held at most, and
+    ``device_bytes`` what all processes used.
     """
 
     name: str
@@ -57,6 +59,8 @@ class Phase:
     process_bytes: int | None = None
     lower_bytes: int | None = None
     upper_bytes: int | None = None
+    reserved_bytes: int | None = None
+    device_bytes: int | None = None
 
     def __post_init__(self) -> None:
         total = sum(self.components.values())

@@ -1,0 +1,58 @@
+"""A dry run's events through the GPU's caching allocator: what torch's own counters would say."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from mem_gpt_cli.allocator.replay import Death, Replay, replay
+from mem_gpt_cli.ledger import Curves, EventLog, Operation
+from mem_gpt_cli.trace.cuda.card import Card
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """Live bytes as blocks (rounded up, and whole where torch does not split), and what is reserved.
+
+    Args:
+        curves: by blocks; their total is what ``torch.cuda.memory_allocated`` tells.
+        reserved: each phase's peak of ``torch.cuda.memory_reserved``.
+        whole: the replay with as much memory as it takes.
+    """
+
+    curves: Curves
+    reserved: Mapping[str, int]
+    whole: Replay
+
+    def within(self, capacity: int, card: Card) -> Replay:
+        """The replay with no more than ``capacity`` bytes to reserve."""
+        if self.whole.peak_reserved <= capacity:
+            return self.whole
+        return replay(_events(self.curves.log), card.settings, capacity, device_bytes=card.gpu.total_bytes)
+
+    def place_of(self, death: Death) -> tuple[str, Operation]:
+        """The phase and the operation in which a run dies."""
+        log = self.curves.log
+        operation = log.operations[int(self.curves.operation[death.event])]
+        return log.spans[operation.span].phase, operation
+
+
+def replayed(log: EventLog, card: Card) -> Replayed:
+    """Replay a log of all layers and steps."""
+    whole = replay(_events(log), card.settings, device_bytes=card.gpu.total_bytes)
+    sizes = np.asarray([whole.block_bytes.get(s, 0) for s in range(len(log.storage_bytes))], dtype=np.int64)
+    curves = log.curves(sizes)
+    reserved: dict[str, int] = {}
+    for number, span in enumerate(log.spans):
+        highest = int(whole.reserved[curves.span == number].max())
+        reserved[span.phase] = max(reserved.get(span.phase, 0), highest)
+    return Replayed(curves, reserved, whole)
+
+
+def _events(log: EventLog) -> Iterator[tuple[int, int]]:
+    """Each event as the replay takes it: the storage, and its bytes with the event's sign."""
+    storages, signs, _ = log.arrays()
+    nbytes = np.asarray(log.storage_bytes, dtype=np.int64)[storages] * signs
+    return zip(storages.tolist(), nbytes.tolist(), strict=True)
