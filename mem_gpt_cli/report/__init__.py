@@ -8,7 +8,9 @@ from mem_gpt_cli.report.model import (
     MemoryReport,
     ModelSummary,
     Phase,
+    Source,
     Speed,
+    Telemetry,
     components,
 )
 
@@ -20,6 +22,8 @@ __all__ = [
     "MemoryReport",
     "ModelSummary",
     "Phase",
+    "Source",
     "Speed",
+    "Telemetry",
     "components",
 ]

@@ -20,6 +20,8 @@ from mem_gpt_cli.errors import UsageError
 from mem_gpt_cli.report.model import COMPONENTS, PHASES, SCHEMA_VERSION, MemoryReport
 
 _PHASE_NAMES = tuple(dict.fromkeys(name for names in PHASES.values() for name in names))
+_HELD = ("reserved", "process", "device")
+_TELEMETRY = ("power_mean_w", "power_max_w", "utilization_mean_percent", "temperature_max_c")
 
 REPORT_COLUMNS: tuple[str, ...] = (
     "schema_version",
@@ -57,6 +59,8 @@ REPORT_COLUMNS: tuple[str, ...] = (
     "decode_ms_per_token",
     "step_s",
     "device_name",
+    *(f"{name}_{held}_bytes" for held in _HELD for name in _PHASE_NAMES),
+    *_TELEMETRY,
 )
 """Columns of a report's row, in their order; new ones go to the end."""
 
@@ -91,6 +95,8 @@ def report_row(report: MemoryReport) -> dict[str, Any]:
     for name, phase in phases.items():
         row[f"{name}_allocated_bytes"] = phase.peak_allocated_bytes if phase else None
         row[f"{name}_s"] = phase.duration_s if phase else None
+        row.update({f"{name}_{held}_bytes": getattr(phase, f"{held}_bytes", None) for held in _HELD})
+    row.update({name: getattr(report.telemetry, name, None) for name in _TELEMETRY})
     return row
 
 

@@ -8,13 +8,16 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mem_gpt_cli.errors import UsageError
+from mem_gpt_cli.report.ladder import has_ladder, ladder
 from mem_gpt_cli.report.model import (
     SCHEMA_VERSION,
     DeviceSummary,
     MemoryReport,
     ModelSummary,
     Phase,
+    Source,
     Speed,
+    Telemetry,
 )
 
 if TYPE_CHECKING:
@@ -46,6 +49,9 @@ def to_dict(report: MemoryReport) -> dict[str, Any]:
         "warnings": list(report.warnings),
         "cause": report.cause,
         "speed": dataclasses.asdict(report.speed) if report.speed else None,
+        "telemetry": dataclasses.asdict(report.telemetry) if report.telemetry else None,
+        "ladder": [dataclasses.asdict(step) for step in ladder(report)] if has_ladder(report) else None,
+        "sources": {name: dataclasses.asdict(source) for name, source in report.sources.items()},
         "details": _plain(report.details),
     }
 
@@ -76,6 +82,8 @@ def from_dict(data: Mapping[str, Any]) -> MemoryReport:
             process_bytes=data["peak"]["process_bytes"],
             device_bytes=data["peak"]["device_bytes"],
             speed=_known(Speed, data["speed"]) if data.get("speed") else None,
+            telemetry=_known(Telemetry, data["telemetry"]) if data.get("telemetry") else None,
+            sources={name: _known(Source, source) for name, source in data.get("sources", {}).items()},
             warnings=tuple(data["warnings"]),
             details=data.get("details", {}),
         )

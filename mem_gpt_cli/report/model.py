@@ -102,11 +102,36 @@ class Speed:
 
 
 @dataclass(frozen=True)
+class Telemetry:
+    """What the GPU's board did while a run was measured; a field is ``None`` where the driver is silent.
+
+    Power in watts, utilization in percent of the time in which a kernel ran, temperature in degrees Celsius;
+    ``interval_ms`` is the mean time between two of the ``samples``.
+    """
+
+    power_mean_w: float | None = None
+    power_max_w: float | None = None
+    utilization_mean_percent: float | None = None
+    temperature_max_c: float | None = None
+    interval_ms: float | None = None
+    samples: int = 0
+
+
+@dataclass(frozen=True)
+class Source:
+    """How a figure was got, or was tried to be got, and why it is missing if it is."""
+
+    how: str
+    why_not: str | None = None
+
+
+@dataclass(frozen=True)
 class MemoryReport:
     """The answer of one lens to one recipe.
 
-    ``allocated_bytes`` and the rest of the ladder are those of the highest phase. ``cause`` says in a
-    sentence why the peak is where it is.
+    ``allocated_bytes`` and the rest of the ladder are the highest of the whole run. ``cause`` says in a
+    sentence why the peak is where it is. ``sources`` says of ``allocated_bytes``, ``reserved_bytes``,
+    ``process_bytes`` and ``device_bytes`` how each was got, where ``provenance`` does not say it all.
     """
 
     lens: Lens
@@ -121,6 +146,8 @@ class MemoryReport:
     process_bytes: int | None = None
     device_bytes: int | None = None
     speed: Speed | None = None
+    telemetry: Telemetry | None = None
+    sources: Mapping[str, Source] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     details: Mapping[str, Any] = field(default_factory=dict)
 

@@ -11,7 +11,8 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from mem_gpt_cli.report.model import COMPONENTS, MemoryReport, Phase, Speed
+from mem_gpt_cli.report.ladder import Step, has_ladder, ladder
+from mem_gpt_cli.report.model import COMPONENTS, MemoryReport, Phase, Speed, Telemetry
 from mem_gpt_cli.report.palette import COLORS
 from mem_gpt_cli.report.sizes import render_bytes, render_share
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 BAR_WIDTH = 9
+EXPLANATION_WIDTH = 42
 HEADINGS = {"estimate": "predicted (formula)", "trace": "predicted (trace)", "profile": "measured"}
 
 
@@ -69,9 +71,10 @@ def summary(report: MemoryReport) -> RenderableType:
     parts: list[RenderableType] = [title(report), table]
     if report.cause:
         parts.append(Text(_sentence(report.cause)))
-    ladder = _ladder(report)
-    if ladder:
-        parts.append(ladder)
+    if has_ladder(report):
+        parts += ["", ladder_table(report)]
+    elif line := _ladder_line(report):
+        parts.append(line)
     return Group(*parts)
 
 
@@ -125,17 +128,20 @@ def places(report: MemoryReport) -> RenderableType:
     """For each phase the operation and module at its peak, and what was measured of it beside its memory."""
     table = plain_table()
     table.add_column("phase", no_wrap=True)
-    durations = [_seconds(phase.duration_s) for phase in report.phases]
-    processes = [render_bytes(phase.process_bytes) for phase in report.phases]
-    columns = {"duration": durations, "process": processes}
+    columns = {
+        "duration": [_seconds(phase.duration_s) for phase in report.phases],
+        "reserved": [render_bytes(phase.reserved_bytes) for phase in report.phases],
+        "process": [render_bytes(phase.process_bytes) for phase in report.phases],
+        "device": [render_bytes(phase.device_bytes) for phase in report.phases],
+    }
     known = {heading: cells for heading, cells in columns.items() if any(cells)}
     for heading in known:
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("peaks at", overflow="fold")
     for number, phase in enumerate(report.phases):
         table.add_row(words(phase.name), *(cells[number] for cells in known.values()), _place(phase))
-    speed = _speed(report)
-    return Group(table, Text(speed)) if speed else table
+    lines = [Text(line) for line in (_speed(report), _board(report)) if line]
+    return Group(table, *lines)
 
 
 def plain_table() -> Table:
@@ -197,8 +203,28 @@ def _add_bounds(table: Table, report: MemoryReport) -> None:
             table.add_row(label, *map(render_bytes, bounds), style="dim")
 
 
-def _ladder(report: MemoryReport) -> Text | None:
-    """Why the driver's tool shows more: allocated, reserved, process and device bytes in a row."""
+def ladder_table(report: MemoryReport) -> RenderableType:
+    """Why ``nvidia-smi`` shows more than torch: each step, what it adds, what that is and how it was got."""
+    table = plain_table()
+    table.add_column("from torch\nto nvidia-smi", no_wrap=True)
+    table.add_column("peak", justify="right", no_wrap=True)
+    table.add_column("more", justify="right", no_wrap=True)
+    table.add_column("what it adds, and how it was got", width=EXPLANATION_WIDTH)
+    for step in ladder(report):
+        more = render_bytes(step.difference_bytes, signed=True)
+        table.add_row(Text(step.name, style="bold"), render_bytes(step.bytes), more, _explained(step))
+    return table
+
+
+def _explained(step: Step) -> Text:
+    text = Text(_sentence(step.explanation))
+    if step.bytes is None:
+        return text.append(f" Not available: {_sentence(step.why_not or step.how)}", style="yellow")
+    return text.append(f" {_sentence(step.how)}", style="dim")
+
+
+def _ladder_line(report: MemoryReport) -> Text | None:
+    """The same in a row where there is no more to say: on CPU, and for a formula."""
     steps = [
         ("reserved", report.reserved_bytes),
         ("process", report.process_bytes),
@@ -251,6 +277,17 @@ def _speed(report: MemoryReport) -> str:
         "{:.4g} ms for each further one": speed.decode_ms_per_token,
         "{:.4g} s a step": speed.step_s,
         "{:.4g} tokens/s": speed.tokens_per_s,
+    }
+    return ", ".join(text.format(figure) for text, figure in figures.items() if figure is not None)
+
+
+def _board(report: MemoryReport) -> str:
+    board = report.telemetry or Telemetry()
+    figures = {
+        "{:.0f} W on average": board.power_mean_w,
+        "{:.0f} W at most": board.power_max_w,
+        "{:.0f}% busy": board.utilization_mean_percent,
+        "{:.0f} °C at most": board.temperature_max_c,
     }
     return ", ".join(text.format(figure) for text, figure in figures.items() if figure is not None)
 
