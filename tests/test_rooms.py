@@ -18,7 +18,7 @@ PACKAGE = Path(mem_gpt_cli.__file__).parent
 ORDER: tuple[frozenset[str], ...] = (
     frozenset({"cli"}),
     frozenset({"bench"}),
-    frozenset({"estimate", "trace", "profile"}),
+    frozenset({"estimate", "trace", "profile", "doctor"}),
     frozenset({"workload"}),
     frozenset({"quantization", "attention", "kv_cache", "checkpointing", "adapters", "optimizers"}),
     frozenset({"ledger"}),

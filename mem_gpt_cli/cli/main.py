@@ -22,6 +22,7 @@ SUBCOMMANDS: Mapping[str, str] = {
     "bench": "mem_gpt_cli.cli.bench:bench",
     "models": "mem_gpt_cli.cli.models:models",
     "recipes": "mem_gpt_cli.cli.recipes:app",
+    "doctor": "mem_gpt_cli.cli.doctor:doctor",
 }
 """Each subcommand and the function or typer app that is it, in the order of the help."""
 
