@@ -30,6 +30,14 @@ def profile(
             "--timeline", help="Draw memory over time into this .html, .png, .svg or .csv.", metavar="PATH"
         ),
     ] = None,
+    history: Annotated[
+        Path | None,
+        typer.Option(
+            "--history",
+            help="On a GPU, write every action of torch's allocator into this .json or .json.gz.",
+            metavar="PATH",
+        ),
+    ] = None,
     per_token: Annotated[
         bool, typer.Option("--per-token", help="Show what each new token adds, with cache and without.")
     ] = False,
@@ -42,15 +50,16 @@ def profile(
 
     recipe = request.recipe()
     if per_token:
-        if timeline or request.csv:
-            raise UsageError("--per-token is a table of its own: leave --timeline and --csv out")
+        if timeline or history or request.csv:
+            raise UsageError("--per-token is a table of its own: leave --timeline, --history and --csv out")
         _show_per_token(request, recipe)
         return
     with _progress() as progress:
-        measured = measure(recipe, progress=progress, timeline=timeline)
+        measured = measure(recipe, progress=progress, timeline=timeline, history=history)
     answer.give(request, measured, lambda: _tables(recipe, measured))
-    if timeline:
-        console.people().print(f"memory over time: {timeline}", soft_wrap=True)
+    for what, path in {"memory over time": timeline, "the allocator's history": history}.items():
+        if path:
+            console.people().print(f"{what}: {path}", soft_wrap=True)
     answer.hold_to_budget(recipe, measured)
 
 
@@ -72,6 +81,7 @@ def _tables(recipe: Recipe, measured: MemoryReport) -> Iterator[RenderableType]:
     """The predictions are made after the measurement, so that they take no part in its process's memory."""
     from mem_gpt_cli.estimate import estimate
     from mem_gpt_cli.report import table
+    from mem_gpt_cli.report.ladder import has_ladder
     from mem_gpt_cli.trace import trace
 
     reports = {
@@ -81,6 +91,8 @@ def _tables(recipe: Recipe, measured: MemoryReport) -> Iterator[RenderableType]:
     }
     yield table.comparison(reports)
     yield table.places(measured)
+    if has_ladder(measured):
+        yield table.ladder_table(measured)
 
 
 def _predicted(lens: Callable[[Recipe], MemoryReport], recipe: Recipe) -> MemoryReport | None:

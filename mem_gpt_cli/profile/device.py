@@ -9,7 +9,10 @@ from pathlib import Path
 
 import torch
 
-from mem_gpt_cli.errors import EnvironmentUnavailableError
+from mem_gpt_cli.devices.catalogue import find_gpu, gpu_of_product
+from mem_gpt_cli.devices.nvml import Nvml, NvmlGpu, Reading
+from mem_gpt_cli.devices.visible import cuda_gpu
+from mem_gpt_cli.errors import EnvironmentUnavailableError, UsageError
 from mem_gpt_cli.recipe.schema import Device as DeviceSection
 from mem_gpt_cli.report import DeviceSummary
 
@@ -18,65 +21,103 @@ _CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
 @dataclass(frozen=True)
-class AllocatorPeak:
-    """What the device's caching allocator says of a stretch of the run; ``None`` where it keeps no count."""
-
-    allocated_bytes: int | None = None
-    reserved_bytes: int | None = None
-
-
-@dataclass(frozen=True)
 class Device:
-    """Where the workload runs."""
+    """Where the workload runs: here the CPU, whose allocator keeps no count and launches nothing ahead."""
 
     torch_device: torch.device
     summary: DeviceSummary
 
-    @property
-    def is_cuda(self) -> bool:
-        """Whether it is a GPU with torch's caching allocator."""
-        return self.torch_device.type == "cuda"
-
     def synchronise(self) -> None:
         """Wait until everything that was launched is done."""
-        if self.is_cuda:
-            torch.cuda.synchronize(self.torch_device)
-
-    def reset_peak(self) -> None:
-        """Begin a new stretch of the allocator's account."""
-        if self.is_cuda:
-            torch.cuda.reset_peak_memory_stats(self.torch_device)
-
-    def peak(self) -> AllocatorPeak:
-        """The allocator's peaks since ``reset_peak``."""
-        if not self.is_cuda:
-            return AllocatorPeak()
-        return AllocatorPeak(
-            torch.cuda.max_memory_allocated(self.torch_device),
-            torch.cuda.max_memory_reserved(self.torch_device),
-        )
 
     def release(self) -> None:
-        """Give cached memory back to the driver."""
-        if self.is_cuda:
-            torch.cuda.empty_cache()
+        """Give cached memory back, so that the next run finds the allocator as a fresh process does."""
+
+
+@dataclass(frozen=True)
+class AllocatorCount:
+    """What torch's CUDA allocator counts, in bytes: its peaks since they were reset, and what it holds now.
+
+    ``requested_bytes`` is ``allocated_bytes`` before rounding; ``retries`` counts how often it gave all
+    cached blocks back because the GPU was full.
+    """
+
+    allocated_bytes: int
+    requested_bytes: int
+    reserved_bytes: int
+    reserved_now_bytes: int
+    retries: int
+
+
+@dataclass(frozen=True)
+class CudaDevice(Device):
+    """A GPU with torch's caching allocator; ``index`` is CUDA's number of it."""
+
+    index: int
+
+    def synchronise(self) -> None:
+        """Wait until every kernel that was launched is done."""
+        torch.cuda.synchronize(self.index)
+
+    def release(self) -> None:
+        """Give cuBLAS's workspaces and all cached blocks back to the driver."""
+        torch._C._cuda_clearCublasWorkspaces()
+        torch.cuda.empty_cache()
+
+    def reset_peaks(self) -> None:
+        """Begin a new stretch of the allocator's peaks."""
+        torch.cuda.reset_peak_memory_stats(self.index)
+
+    def reset_counters(self) -> None:
+        """Begin a new count of retries."""
+        torch.cuda.reset_accumulated_memory_stats(self.index)
+
+    def count(self) -> AllocatorCount:
+        """What the allocator counts; see ``torch.cuda.memory_stats`` for the names."""
+        stats = torch.cuda.memory_stats(self.index)
+        return AllocatorCount(
+            allocated_bytes=stats["allocated_bytes.all.peak"],
+            requested_bytes=stats["requested_bytes.all.peak"],
+            reserved_bytes=stats["reserved_bytes.all.peak"],
+            reserved_now_bytes=stats["reserved_bytes.all.current"],
+            retries=stats["num_alloc_retries"],
+        )
+
+    def in_use(self) -> Reading:
+        """Bytes in use as CUDA itself tells, for a GPU of which NVML does not tell."""
+        free, total = torch.cuda.mem_get_info(self.index)
+        return Reading(total - free, "torch.cuda.mem_get_info, which counts the driver's own reserve as used")
+
+    def driver_view(self, nvml: Nvml) -> NvmlGpu:
+        """The same GPU, or MIG instance, as NVML knows it.
+
+        Raises:
+            EnvironmentUnavailableError: if NVML does not have it.
+        """
+        uuid = str(torch.cuda.get_device_properties(self.index).uuid)
+        return cuda_gpu(nvml, self.index, uuid=uuid)
 
 
 def find_device(section: DeviceSection) -> Device:
-    """The device of a recipe.
+    """The device of a recipe; a GPU's allocator gets the recipe's settings.
 
     Raises:
         EnvironmentUnavailableError: if this machine does not have it.
+        UsageError: for a GPU's name that nobody knows, or settings that the allocator does not take.
     """
     if section.type == "cpu":
         return Device(torch.device("cpu"), DeviceSummary("cpu", _cpu_name(), _cpu_bytes()))
     index = _cuda_index(section.name)
     properties = torch.cuda.get_device_properties(index)
+    if section.allocator is not None:
+        _set_allocator(section.allocator)
     summary = DeviceSummary("cuda", properties.name, properties.total_memory)
-    return Device(torch.device("cuda", index), summary)
+    return CudaDevice(torch.device("cuda", index), summary, index)
 
 
 def _cuda_index(name: str) -> int:
+    is_number = name.partition(":")[0] == "cuda"
+    wanted = None if is_number else find_gpu(name)
     if not torch.cuda.is_available():
         why = "this build of torch has no CUDA" if torch.version.cuda is None else "torch finds no GPU here"
         raise EnvironmentUnavailableError(
@@ -84,12 +125,31 @@ def _cuda_index(name: str) -> int:
             "use device=cpu, or `memgpt estimate --trace` for a prediction"
         )
     count = torch.cuda.device_count()
-    index = int(name.partition(":")[2] or torch.cuda.current_device())
-    if index < count:
-        return index
-    raise EnvironmentUnavailableError(
-        f"device.name: there is no {name!r}: this machine has {count} GPU(s), counted from cuda:0"
-    )
+    if is_number:
+        index = int(name.partition(":")[2] or torch.cuda.current_device())
+        if index < count:
+            return index
+        raise EnvironmentUnavailableError(
+            f"device.name: there is no {name!r}: this machine has {count} GPU(s), counted from cuda:0"
+        )
+    there = [torch.cuda.get_device_properties(index) for index in range(count)]
+    for index, properties in enumerate(there):
+        if gpu_of_product(properties.name, properties.total_memory) == wanted:
+            return index
+    names = ", ".join(f"cuda:{index} is {properties.name}" for index, properties in enumerate(there))
+    raise EnvironmentUnavailableError(f"device.name: there is no {name!r} here: {names}")
+
+
+def _set_allocator(settings: str) -> None:
+    """Settings stay for the life of the process: torch changes those that are named and no other."""
+    try:
+        torch.cuda.memory._set_allocator_settings(settings)
+    except (RuntimeError, ValueError) as error:
+        raise UsageError(f"device.allocator: torch refuses {settings!r}: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _cpu_name() -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +16,8 @@ from mem_gpt_cli.model import resolve
 from mem_gpt_cli.model.build import attention_note, build_on_meta
 from mem_gpt_cli.model.facts import logits_width, summarise, vocabulary
 from mem_gpt_cli.profile.account import Account
-from mem_gpt_cli.profile.device import find_device
+from mem_gpt_cli.profile.device import CudaDevice, find_device
+from mem_gpt_cli.profile.history import check_history, recorded_history
 from mem_gpt_cli.profile.memory import recorded_run
 from mem_gpt_cli.profile.positions import refuse_beyond_positions
 from mem_gpt_cli.profile.progress import Progress, Ticker
@@ -50,12 +51,15 @@ def profile(
     passes: Passes = "both",
     progress: Progress | None = None,
     timeline: Path | None = None,
+    history: Path | None = None,
 ) -> MemoryReport:
     """Measure; see ``mem_gpt_cli.profile.profile``."""
     if timeline is not None:
         check(timeline)
+    if history is not None:
+        check_history(history, recipe)
     job = prepare(recipe)
-    measured = passes_over(job, Ticker(progress, job.steps * (2 if passes == "both" else 1)), passes)
+    measured = passes_over(job, Ticker(progress, job.steps * _runs(job, passes)), passes, history)
     if timeline is not None:
         account = measured.account
         seconds = (account.time_ns - account.time_ns[0]) / 1e9
@@ -86,20 +90,40 @@ def prepare(recipe: Recipe) -> Job:
     )
 
 
-def passes_over(job: Job, ticker: Ticker, passes: Passes) -> Measured:
-    """Run the workload bare, then recorded; on a GPU the bare run is where the peaks are from."""
+def passes_over(job: Job, ticker: Ticker, passes: Passes, history: Path | None = None) -> Measured:
+    """Run the workload bare and recorded; see ``docs/profile.md`` for the order."""
     with intra_op_threads(job.recipe.device.threads):
-        clean = clean_run(job, ticker) if passes == "both" or job.device.is_cuda else None
+        if isinstance(job.device, CudaDevice):
+            return _recorded_first(job, ticker, history)
+        clean = clean_run(job, ticker) if passes == "both" else None
         gc.collect()
-        job.device.release()
         return Measured(clean, recorded_run(job, ticker), torch.get_num_threads())
+
+
+def _recorded_first(job: Job, ticker: Ticker, history: Path | None) -> Measured:
+    """On a GPU the bare run is where the peaks are from, so it comes last and is always run.
+
+    The recorded one warms the process up; then the allocator is brought back to where a fresh process has it,
+    which a warm-up inside the bare run would spoil.
+    """
+    account = recorded_run(job, ticker)
+    gc.collect()
+    job.device.release()
+    with recorded_history(history):
+        clean = clean_run(job, ticker, warm_up=False)
+    return Measured(clean, account, torch.get_num_threads())
+
+
+def _runs(job: Job, passes: Passes) -> int:
+    return 2 if passes == "both" or isinstance(job.device, CudaDevice) else 1
 
 
 def report(job: Job, measured: Measured) -> MemoryReport:
     """The report of the passes; what the clean pass would have measured is ``None`` without it."""
-    clean, account = measured.clean, measured.account
+    clean, account = measured.clean or CleanRun(()), measured.account
     peaks = account.peaks()
     phases = tuple(_phase(name, peaks[name], clean) for name in PHASES[job.recipe.task] if name in peaks)
+    whole, observed = clean.levels(), clean.observed
     return MemoryReport(
         lens="profile",
         task=job.recipe.task,
@@ -109,20 +133,26 @@ def report(job: Job, measured: Measured) -> MemoryReport:
         phases=phases,
         provenance=_provenance(clean),
         cause=cause_of(max(phases, key=lambda phase: phase.peak_allocated_bytes)),
-        reserved_bytes=clean.allocator().reserved_bytes if clean else None,
-        process_bytes=clean.process_bytes() if clean else None,
-        speed=clean.speed(job) if clean else None,
-        warnings=(*job.notes, *_warnings(account)),
+        reserved_bytes=whole.reserved_bytes,
+        process_bytes=whole.process_bytes,
+        device_bytes=whole.device_bytes,
+        speed=clean.speed(job) if clean.laps else None,
+        telemetry=observed.telemetry,
+        sources=observed.sources,
+        warnings=(*job.notes, *observed.warnings, *_warnings(account)),
         details={
             "allocator_events": len(account.time_ns),
             "inner_buffers": [buffer._asdict() for buffer in account.inner[:LISTED_BUFFERS]],
             "threads": measured.threads,
+            **observed.details,
+            **_requested(clean, phases),
         },
     )
 
 
-def _phase(name: str, peak: Moment, clean: CleanRun | None) -> Phase:
-    allocated = clean.allocator(name).allocated_bytes if clean else None
+def _phase(name: str, peak: Moment, clean: CleanRun) -> Phase:
+    levels = clean.levels(name)
+    allocated = levels.allocated_bytes
     held: Mapping[str, int] = peak.components
     if allocated is not None:
         # The GPU's allocator counts what no tensor shows: kernels' buffers and its own rounding.
@@ -133,26 +163,35 @@ def _phase(name: str, peak: Moment, clean: CleanRun | None) -> Phase:
         components=held,
         peak_operation=peak.operation.name,
         peak_module=peak.operation.module or None,
-        duration_s=clean.duration_s(name) if clean else None,
-        process_bytes=clean.process_bytes(name) if clean else None,
+        duration_s=clean.duration_s(name),
+        reserved_bytes=levels.reserved_bytes,
+        process_bytes=levels.process_bytes,
+        device_bytes=levels.device_bytes,
     )
 
 
-def _provenance(clean: CleanRun | None) -> dict[str, Provenance]:
+def _provenance(clean: CleanRun) -> dict[str, Provenance]:
     """Where each column is from; what this machine does not tell is ``unavailable``."""
 
     def told(value: Any) -> Provenance:
         return "unavailable" if value is None else "measured"
 
+    whole, timed = clean.levels(), clean.laps or None
     return {
         "peak_allocated_bytes": "measured",
         "components": "measured",
-        "duration_s": told(clean),
-        "process_bytes": told(clean and clean.process_bytes()),
-        "reserved_bytes": told(clean and clean.allocator().reserved_bytes),
-        "device_bytes": "unavailable",
-        "speed": told(clean),
+        "duration_s": told(timed),
+        "process_bytes": told(whole.process_bytes),
+        "reserved_bytes": told(whole.reserved_bytes),
+        "device_bytes": told(whole.device_bytes),
+        "speed": told(timed),
     }
+
+
+def _requested(clean: CleanRun, phases: Sequence[Phase]) -> dict[str, Any]:
+    """What tensors asked a GPU's allocator for at its peaks, before it rounded up."""
+    requested = {phase.name: clean.levels(phase.name).requested_bytes for phase in phases}
+    return {} if None in requested.values() else {"requested_bytes": requested}
 
 
 def _warnings(account: Account) -> tuple[str, ...]:

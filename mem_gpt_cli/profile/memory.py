@@ -10,6 +10,7 @@ import numpy as np
 from mem_gpt_cli.ledger import Ledger
 from mem_gpt_cli.ledger.allocator import record_allocator
 from mem_gpt_cli.profile.account import Account, Sightings, TimedLog, account_of
+from mem_gpt_cli.profile.device import CudaDevice
 from mem_gpt_cli.profile.progress import Ticker, Ticking
 from mem_gpt_cli.profile.run import Job, run
 
@@ -17,9 +18,9 @@ from mem_gpt_cli.profile.run import Job, run
 class TimedLedger(Ledger):
     """A ledger that knows when, and where in the device's memory."""
 
-    def __init__(self, logits_width: int | None) -> None:
+    def __init__(self, logits_width: int | None, device: str) -> None:
         self.sightings = Sightings()
-        super().__init__(logits_width=logits_width, on_birth=self.sightings)
+        super().__init__(logits_width=logits_width, on_birth=self.sightings, device=device)
         self.log: TimedLog = TimedLog()
 
     @contextmanager
@@ -35,8 +36,8 @@ def recorded_run(job: Job, ticker: Ticker) -> Account:
 
     On a GPU the events are the ledger's: kernels' inner buffers are in its allocator's peak alone.
     """
-    ledger = TimedLedger(job.logits_width)
-    if job.device.is_cuda:
+    ledger = TimedLedger(job.logits_width, job.device.torch_device.type)
+    if isinstance(job.device, CudaDevice):
         _run_under(ledger, job, ticker)
         return _of_ledger(ledger.log)
     with record_allocator() as trace:

@@ -1,19 +1,19 @@
-"""The clean pass: how long each phase takes, and how large the process becomes; nothing is instrumented."""
+"""The clean pass: how long each phase takes, and how high memory stands; nothing is instrumented."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from statistics import fmean
 
 import torch
 
-from mem_gpt_cli.profile.device import AllocatorPeak, Device
-from mem_gpt_cli.profile.process import ProcessPeak
+from mem_gpt_cli.profile.device import Device
 from mem_gpt_cli.profile.progress import Ticker, Ticking
 from mem_gpt_cli.profile.run import Job, run
+from mem_gpt_cli.profile.watch import Levels, Observed, Watch, watch
 from mem_gpt_cli.report import Speed
 
 
@@ -23,29 +23,27 @@ class Lap:
 
     phase: str
     seconds: float
-    process_bytes: int | None
-    allocator: AllocatorPeak
+    levels: Levels
 
 
 class Stopwatch:
     """An observer that takes the time and the peaks of each phase."""
 
-    def __init__(self, device: Device) -> None:
+    def __init__(self, device: Device, watch: Watch) -> None:
         self.laps: list[Lap] = []
         self._device = device
-        self._process = ProcessPeak()
+        self._watch = watch
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Take the time of what is inside."""
         self._device.synchronise()
-        self._device.reset_peak()
-        self._process.reset()
+        self._watch.begin()
         start = time.perf_counter()
         yield
         self._device.synchronise()
         seconds = time.perf_counter() - start
-        self.laps.append(Lap(name, seconds, self._process.read(), self._device.peak()))
+        self.laps.append(Lap(name, seconds, self._watch.end()))
 
     def mark(self, component: str, tensors: Iterable[torch.Tensor | None]) -> None:
         """Nothing to note."""
@@ -56,22 +54,24 @@ class CleanRun:
     """What the clean pass measured."""
 
     laps: tuple[Lap, ...]
+    observed: Observed = field(default_factory=Observed)
 
     def duration_s(self, phase: str) -> float | None:
         """Seconds in a phase, all its steps together."""
         seconds = [lap.seconds for lap in self.laps if lap.phase == phase]
         return sum(seconds) if seconds else None
 
-    def process_bytes(self, phase: str | None = None) -> int | None:
-        """Peak resident bytes of a phase, or of the whole run; ``None`` where the system does not tell."""
-        return _highest(lap.process_bytes for lap in self._laps(phase))
+    def levels(self, phase: str | None = None) -> Levels:
+        """The highest of a phase, or of the whole run, each figure for itself.
 
-    def allocator(self, phase: str | None = None) -> AllocatorPeak:
-        """The device allocator's peaks of a phase, or of the whole run."""
-        return AllocatorPeak(
-            _highest(lap.allocator.allocated_bytes for lap in self._laps(phase)),
-            _highest(lap.allocator.reserved_bytes for lap in self._laps(phase)),
-        )
+        A figure that turned out not to be had, or not to be this process's, is ``None`` everywhere.
+        """
+        names = [level.name for level in fields(Levels)]
+        found = {name: _highest(getattr(lap.levels, name) for lap in self._laps(phase)) for name in names}
+        if phase is None:
+            found.update(self.observed.highest)
+        missing = [name for name, source in self.observed.sources.items() if source.why_not]
+        return Levels(**(found | dict.fromkeys(missing)))
 
     def _laps(self, phase: str | None) -> list[Lap]:
         return [lap for lap in self.laps if phase in (None, lap.phase)]
@@ -102,11 +102,15 @@ class CleanRun:
         return fmean(steps[1:] or steps)
 
 
-def clean_run(job: Job, ticker: Ticker) -> CleanRun:
-    """Run the workload with nothing but a stopwatch."""
-    stopwatch = Stopwatch(job.device)
-    run(job, Ticking(stopwatch, ticker, lambda: None), warm_up=True)
-    return CleanRun(tuple(stopwatch.laps))
+def clean_run(job: Job, ticker: Ticker, *, warm_up: bool = True) -> CleanRun:
+    """Run the workload with nothing but a stopwatch and a watch over memory.
+
+    ``warm_up`` runs a few tokens first; leave it out where this process has run the workload already.
+    """
+    with watch(job.device) as on_duty:
+        stopwatch = Stopwatch(job.device, on_duty)
+        run(job, Ticking(stopwatch, ticker, lambda: None), warm_up=warm_up)
+    return CleanRun(tuple(stopwatch.laps), on_duty.observed())
 
 
 def _highest(counts: Iterable[int | None]) -> int | None:
