@@ -49,13 +49,24 @@ def give_curve(
 
 
 def hold_to_budget(recipe: Recipe, report: MemoryReport) -> None:
-    """Check the peak against ``budget.memory``.
+    """Check the peak against ``budget.memory``; what a trace says of a GPU's allocator counts before it.
 
     Raises:
-        GateError: if the peak is above it.
+        GateError: if the run does not fit.
     """
     budget = recipe.budget.memory
-    if budget is not None and report.allocated_bytes > budget:
+    if budget is None:
+        return
+    allocator = report.details.get("allocator")
+    if allocator is not None:
+        death = allocator["out_of_memory"]
+        if death is not None:
+            raise GateError(
+                f"it does not fit: {death['phase']} dies in {death['operation']}, which asks for "
+                f"{render_bytes(death['requested'])} beyond the {render_bytes(death['reserved'])} reserved of "
+                f"the budget of {render_bytes(budget)}"
+            )
+    elif report.allocated_bytes > budget:
         over = report.allocated_bytes - budget
         raise GateError(
             f"it does not fit: {report.peak.name} needs {render_bytes(report.allocated_bytes)}, "

@@ -28,6 +28,10 @@ from mem_gpt_cli.trace.run import FakeRun, fake_run
 from mem_gpt_cli.trace.why_not import why_not
 
 
+EVERY_STEP_ON_A_CARD = 16
+"""New tokens up to which a trace for a GPU runs every decode step; of longer ones the first and the last."""
+
+
 @dataclass
 class DryRun:
     """What fake runs say of a recipe: how high memory stands at each place of the run.
@@ -155,12 +159,17 @@ class DryRunner:
             asked=any(run.routing and run.routing.asked_in for run in runs),
         )
 
+    @property
+    def _short(self) -> bool:
+        """Whether a generation is so short that each step runs: an allocator remembers those between."""
+        return self.recipe.lengths.new <= EVERY_STEP_ON_A_CARD
+
     def _fake_run(self, layers: int | None, scenario: Scenario | None) -> FakeRun:
         model = build_on_meta(self.source, self.recipe, layers)
         return fake_run(
             model,
             self.recipe,
-            every_step=self.full_depth,
+            every_step=self.full_depth or (self.card is not None and self._short),
             scenario=scenario,
             gpu=self.card.gpu if self.card else None,
         )
