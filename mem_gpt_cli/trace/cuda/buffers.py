@@ -1,27 +1,40 @@
-"""The inner buffers of CUDA's kernels, by rule: see ``attention_kernels``, ``kernels`` and ``blas``."""
+"""The buffers that CUDA's kernels and libraries take beside their results; the rules stand in the modules here."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+import torch
 
 from mem_gpt_cli.devices.gpu import Gpu
 from mem_gpt_cli.ledger import EventLog
+from mem_gpt_cli.trace.cuda.blas import BlasWorkspaces
 
-RULES: dict[Any, Any] = {}
+Rule = Callable[[Gpu, tuple[Any, ...], Mapping[str, Any], Any], Sequence[int]]
+RULES: dict[Any, Rule] = {}
+"""For each operator the bytes of the buffers that its kernel allocates and frees, in order of allocation."""
 
 
 class CudaKernels:
-    """What the kernels of one GPU take beside their results."""
+    """What the kernels of one GPU take; cuBLAS's workspaces stay once they are there."""
 
     def __init__(self, gpu: Gpu) -> None:
         self.gpu = gpu
+        self._blas = BlasWorkspaces(gpu)
 
     def __call__(
         self, log: EventLog, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any
     ) -> Sequence[int]:
         """See ``KernelBuffers``."""
+        buffers = self._blas(func, args, kwargs, result, in_backward())
+        for nbytes in buffers.lasting:
+            log.birth(log.storage(nbytes, "workspace"))
         rule = RULES.get(func)
-        if rule is None:
-            return ()
-        return [log.storage(nbytes, "workspace") for nbytes in rule(self.gpu, args, kwargs, result) if nbytes]
+        own = rule(self.gpu, args, kwargs, result) if rule else ()
+        return [log.storage(nbytes, "workspace") for nbytes in (*buffers.transient, *own) if nbytes]
+
+
+def in_backward() -> bool:
+    """Whether autograd is running, which on CUDA it does in a thread of its own."""
+    return torch._C._current_graph_task_id() != -1
