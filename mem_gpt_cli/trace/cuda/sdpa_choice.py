@@ -26,21 +26,22 @@ _CUDNN_OF_TORCH = {(2, 11): 91900, (2, 12): 92000, (2, 13): 92000}
 
 @dataclass(frozen=True)
 class Build:
-    """What the choice depends on in a build of torch.
+    """What the choice depends on in a build of torch for CUDA 13.
 
     Args:
-        cudnn: version of the cuDNN that the build for CUDA 13 is installed with, as cuDNN counts it (9.19 is
-            91900): ``nvidia-cudnn-cu13`` in the requirements of torch's wheel.
-        cudnn_head_size: largest head size of cuDNN's attention on capability 9.0 and 10.x; elsewhere it is 128.
+        cudnn: the cuDNN it is installed with, as cuDNN counts (9.19 is 91900): ``nvidia-cudnn-cu13`` in the
+            requirements of torch's wheel.
+        cudnn_dropout_in_sixteenths: whether cuDNN is left out unless the dropout is a multiple of 1/16
+            (``check_cudnn_dropout``).
         efficient_shares_keys: whether the memory-efficient kernel takes fewer key heads than query heads.
     """
 
     cudnn: int
-    cudnn_head_size: int
+    cudnn_dropout_in_sixteenths: bool
     efficient_shares_keys: bool
 
     @property
-    def cudnn_is_trusted(self) -> bool:
+    def trusts_cudnn(self) -> bool:
         """Whether cuDNN is tried first on Hopper and Blackwell (``check_prefer_cudnn_attention``)."""
         return self.cudnn > 91500
 
@@ -52,8 +53,8 @@ def build(version: str = torch.__version__) -> Build:
     release = (major, minor)
     return Build(
         cudnn=_CUDNN_OF_TORCH.get(release, max(_CUDNN_OF_TORCH.values())),
-        cudnn_head_size=128,
-        efficient_shares_keys=release >= (2, 13),
+        cudnn_dropout_in_sixteenths=release >= (2, 13),
+        efficient_shares_keys=release >= (2, 14),
     )
 
 
@@ -121,7 +122,7 @@ def choose_kernel(
 
 def prefers_cudnn(gpu: Gpu, made_by: Build) -> bool:
     """Source: ``check_prefer_cudnn_attention``, for builds of CUDA 13."""
-    return made_by.cudnn_is_trusted and gpu.capability[0] in (9, 10)
+    return made_by.trusts_cudnn and gpu.capability[0] in (9, 10)
 
 
 def _order(gpu: Gpu, made_by: Build) -> tuple[Kernel, ...]:
@@ -234,19 +235,24 @@ def _cudnn_takes_mask(call: Attention) -> bool:
 
 
 def _cudnn_takes_shapes(call: Attention) -> bool:
-    """Source: ``check_cudnn_tensor_shapes``."""
+    """Source: ``check_cudnn_tensor_shapes`` and ``check_cudnn_dropout``."""
     size, _, size_v = call.head_sizes
-    hopper_or_blackwell = call.gpu.capability == (9, 0) or call.gpu.capability[0] == 10
-    limit = 128
-    if hopper_or_blackwell:
-        limit = 192 if (size, size_v) == (192, 128) else call.build.cudnn_head_size
     return (
-        max(size, size_v) <= limit
+        max(size, size_v) <= _cudnn_head_size(call)
         and size % 8 == 0
         and size_v % 8 == 0
         and call.key.shape[2] != 1
         and not (call.dropout > 0 and call.query.shape[2] == 1)
+        and not (call.build.cudnn_dropout_in_sixteenths and (call.dropout * 16) % 1)
     )
+
+
+def _cudnn_head_size(call: Attention) -> int:
+    """The largest head, with an exception on Blackwell for the sizes of DeepSeek."""
+    if call.gpu.capability == (9, 0):
+        return 256
+    size, _, size_v = call.head_sizes
+    return 192 if call.gpu.capability[0] == 10 and (size, size_v) == (192, 128) else 128
 
 
 def _math_can_run(_: Attention) -> bool:
