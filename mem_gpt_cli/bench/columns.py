@@ -9,7 +9,7 @@ from typing import Any
 from mem_gpt_cli._version import __version__
 from mem_gpt_cli.bench.outcome import Outcome
 from mem_gpt_cli.recipe import Cell, resolved
-from mem_gpt_cli.report.model import COMPONENTS, PHASES, SCHEMA_VERSION, Lens, MemoryReport, Speed
+from mem_gpt_cli.report.model import COMPONENTS, PHASES, SCHEMA_VERSION, Lens, MemoryReport, Speed, Telemetry
 
 Row = dict[str, Any]
 
@@ -173,7 +173,7 @@ def _traced(trace: MemoryReport | None) -> Row:
 def _measured(report: MemoryReport | None) -> Row:
     if report is None:
         return {}
-    peak, speed = report.peak, report.speed or Speed()
+    peak, speed, board = report.peak, report.speed or Speed(), report.telemetry or Telemetry()
     return {
         "device_name": report.device.name,
         "threads": report.details.get("threads"),
@@ -186,6 +186,9 @@ def _measured(report: MemoryReport | None) -> Row:
         "ttft_ms": speed.ttft_ms,
         "decode_ms_per_token": speed.decode_ms_per_token,
         "step_s": speed.step_s,
+        "power_w": board.power_mean_w,
+        "utilization_percent": board.utilization_mean_percent,
+        "temperature_c": board.temperature_max_c,
         **{f"measured_peak_{name}_bytes": report.held(peak, name) for name in COMPONENTS},
         **{f"{phase.name}_s": phase.duration_s for phase in report.phases},
     }

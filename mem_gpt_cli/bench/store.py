@@ -19,7 +19,7 @@ _COUNTS = frozenset(
     }
 )
 _COUNT_ENDINGS = ("_bytes",)
-_FIGURE_ENDINGS = ("_percent", "_s", "_ms", "_ms_per_token", "_ratio")
+_FIGURE_ENDINGS = ("_percent", "_s", "_ms", "_ms_per_token", "_ratio", "_w", "_c")
 _JSON = frozenset({"values", "lenses"})
 
 

@@ -107,7 +107,7 @@ class Worker:
                 pass_fds=[writer],
                 # A session of its own: an interrupt reaches the sweep alone, which then ends its worker.
                 start_new_session=True,
-                env=_environment(allocator),
+                env=environment_of(allocator),
             )
             os.close(writer)
         return self._process
@@ -210,7 +210,7 @@ class _Cell:
         )
 
 
-def _environment(allocator: str | None) -> dict[str, str]:
+def environment_of(allocator: str | None) -> dict[str, str]:
     """This process's environment, with the allocator's settings where a recipe gives them."""
     environment = os.environ | {"PYTHONHASHSEED": "0"}
     if allocator is not None:

@@ -1,0 +1,116 @@
+"""Prefill, decode and training step, each cell alone on the device, several times."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+
+from benchmarks.gpu.cells import KitCell, cells_of
+from benchmarks.gpu.crew import LEAST_S
+from benchmarks.gpu.kit import Kit
+from mem_gpt_cli.bench.columns import RECIPE_KEYS, Row, row_of
+from mem_gpt_cli.bench.store import typed
+from mem_gpt_cli.bench.worker import Worker
+from mem_gpt_cli.report.csv import append_row, read_rows
+
+NAME = "speed.csv"
+REPEATS = 5
+METRICS = (
+    "prefill_tokens_per_s",
+    "decode_tokens_per_s",
+    "train_tokens_per_s",
+    "ttft_ms",
+    "decode_ms_per_token",
+    "step_s",
+    "power_w",
+    "utilization_percent",
+    "temperature_c",
+)
+_OF_THE_SWEEP = (
+    "schema_version",
+    "memgpt_version",
+    "torch_version",
+    "transformers_version",
+    "started",
+    "key",
+    "digest",
+    "status",
+    "model",
+    "task",
+    *(column for column in RECIPE_KEYS if column != "budget_bytes"),
+    "device_name",
+    "error",
+)
+SPREADS = ("median", "least", "most")
+COLUMNS = (
+    "name",
+    *_OF_THE_SWEEP,
+    "repeats",
+    *(f"{spread}_{metric}" for metric in METRICS for spread in SPREADS),
+)
+
+
+def run(kit: Kit, share: float) -> list[str]:
+    """Measure the cells that have no row yet; returns the names of those that time was too short for."""
+    path = kit.out / NAME
+    done = {row["digest"] for row in map(typed, read_rows(path))} if path.exists() else set()
+    cells = [cell for cell in cells_of(kit.device, "speed", kit.pattern) if cell.digest not in done]
+    worker = Worker()
+    left: list[str] = []
+    try:
+        for number, cell in enumerate(cells):
+            seconds = kit.clock.left(share) / (len(cells) - number)
+            row = _measured(kit, cell, worker, seconds)
+            if row is None:
+                left.append(cell.name)
+            else:
+                append_row(path, COLUMNS, row)
+                kit.say(f"{cell.name} {row['status']}, {row['repeats']} repeats: {cell.cell.key}")
+    finally:
+        worker.close()
+    return left
+
+
+def _measured(kit: Kit, cell: KitCell, worker: Worker, seconds: float) -> Row | None:
+    """The row of a cell, after one run that does not count; ``None`` where time is too short for it."""
+    end_s = kit.clock.left() - seconds
+    rows: list[Row] = []
+    while len(rows) <= REPEATS and (left_s := kit.clock.left() - end_s) > (0 if rows else LEAST_S):
+        outcome = worker.run(cell.on(kit.device), ("profile",), left_s, lambda *_: None)
+        if outcome.status != "ok" and rows and "took longer" in (outcome.error or ""):
+            break
+        rows.append(row_of(cell.sweep, kit.started, cell.cell, ("profile",), outcome))
+        if outcome.status != "ok":
+            worker.close()
+            break
+    if not rows or "took longer" in (rows[-1]["error"] or ""):
+        return None
+    counted = rows[1:] or rows
+    row = {
+        "name": cell.name,
+        **{column: rows[-1][column] for column in _OF_THE_SWEEP},
+        "repeats": len(counted),
+    }
+    return row | _spread([_metrics(each) for each in counted])
+
+
+def _metrics(row: Row) -> dict[str, float | None]:
+    """``METRICS`` of one run."""
+    training = row["task"] == "training"
+    prefill_s, decode_s = ((row[name] or 0) / 1000 for name in ("ttft_ms", "decode_ms_per_token"))
+    return {
+        **{metric: row.get(metric) for metric in METRICS},
+        "prefill_tokens_per_s": row["batch"] * row["prompt_tokens"] / prefill_s if prefill_s else None,
+        "decode_tokens_per_s": row["batch"] / decode_s if decode_s else None,
+        "train_tokens_per_s": row["tokens_per_s"] if training else None,
+    }
+
+
+def _spread(runs: Sequence[Mapping[str, float | None]]) -> Row:
+    row: Row = {}
+    for metric in METRICS:
+        known = [figure for run in runs if (figure := run[metric]) is not None]
+        if known:
+            figures = (statistics.median(known), min(known), max(known))
+            row |= {f"{spread}_{metric}": figure for spread, figure in zip(SPREADS, figures, strict=True)}
+    return row

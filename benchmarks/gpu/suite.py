@@ -1,0 +1,44 @@
+"""The tests that need a GPU, by pytest: ``tests.txt``."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Sequence
+
+from benchmarks.gpu import ROOT
+from benchmarks.gpu.kit import Kit
+from benchmarks.gpu.record import LeftOutError
+
+NAME = "tests.txt"
+MARK = "gpu"
+NO_TESTS = 5
+
+
+def run(kit: Kit, share: float) -> list[str]:
+    """Run them; ``tests`` is returned as left over where they were ended.
+
+    Raises:
+        RuntimeError: if one fails.
+    """
+    files = gpu_test_files()
+    if not files:
+        raise LeftOutError("no test is marked as needing a GPU")
+    command = [sys.executable, "-m", "pytest", "-m", MARK, "-q", "-p", "no:cacheprovider", *files]
+    with (kit.out / NAME).open("w") as file:
+        try:
+            done = subprocess.run(
+                command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, timeout=kit.clock.left(share)
+            )
+        except subprocess.TimeoutExpired:
+            return ["tests"]
+    if done.returncode not in (0, NO_TESTS):
+        raise RuntimeError(f"pytest ended with {done.returncode}: see {NAME}")
+    return []
+
+
+def gpu_test_files() -> Sequence[str]:
+    """The files that hold such tests: others may want packages that are not on the GPU's machine."""
+    folder = ROOT / "tests"
+    mark = f"pytest.mark.{MARK}"
+    return [str(path) for path in sorted(folder.glob("test_*.py")) if mark in path.read_text()]
