@@ -88,6 +88,11 @@ class CachingAllocator:
             for block in expandable:
                 unmap_block(self, block)
 
+    def change(self, settings: AllocatorSettings) -> None:
+        """Go on with other settings (``torch.cuda.memory._set_allocator_settings``)."""
+        self.settings = settings
+        self.allowed = self._allowed()
+
     def snapshot(self) -> tuple[SegmentView, ...]:
         """The segments by address, each with its blocks; expandable ones by stretch of mapped memory."""
         return view(self.segments.values())
@@ -120,7 +125,13 @@ class CachingAllocator:
             return None
         block = pool.free[index]
         if block.segment.page is not None:
-            block = _least_extensible(pool, index)
+            if self.settings.expandable_segments:
+                block = _least_extensible(pool, index)
+            else:
+                fixed = (other for other in pool.free[index:] if other.segment.page is None)
+                if (found := next(fixed, None)) is None:
+                    return None
+                block = found
         limit = self.settings.max_split_bytes
         if limit is not None:
             if size < limit <= block.nbytes:

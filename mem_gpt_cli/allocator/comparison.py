@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from mem_gpt_cli.allocator.beginning import beginning
@@ -56,10 +55,11 @@ class Departure(Exception):  # noqa: N818  (not an error: the answer to a questi
 class RecordedDriver:
     """Answers as the driver answered when the history was recorded, and takes no other calls."""
 
-    def __init__(self, entries: Iterable[Entry]) -> None:
+    def __init__(self, history: History) -> None:
         self.answered = 0
         self.expected: deque[Entry] = deque()
-        self._maps = deque(entry.address for entry in entries if entry.action == "segment_map")
+        self._large_page = history.settings.large_segment_bytes
+        self._maps = deque(entry for entry in history.entries if entry.action == "segment_map")
         self._reserved: list[range] = []
 
     def malloc(self, nbytes: int) -> int | None:
@@ -71,12 +71,18 @@ class RecordedDriver:
         """Check that the segment was given back."""
         self._demand("segment_free", address, nbytes)
 
-    def reserve(self, nbytes: int) -> int:
-        """Where the history next maps memory outside of what is reserved; above all where it never does.
+    def reserve(self, nbytes: int, page: int) -> int:
+        """Where the history next maps such pages outside of what is reserved; above all where it never does.
 
         A reservation is not recorded. Where the memory for it was refused, only a later map tells its place.
         """
-        fresh = (at for at in self._maps if not any(at in reserved for reserved in self._reserved))
+        large = page == self._large_page
+        fresh = (
+            entry.address
+            for entry in self._maps
+            if (entry.nbytes % self._large_page == 0) == large
+            and not any(entry.address in reserved for reserved in self._reserved)
+        )
         if self.expected and self.expected[0].action == "segment_map":
             address = self.expected[0].address
         else:
@@ -125,7 +131,7 @@ class _Replayed:
 
     def __init__(self, history: History, device_bytes: int | None) -> None:
         self.history = history
-        self.driver = RecordedDriver(history.entries)
+        self.driver = RecordedDriver(history)
         self.allocator = CachingAllocator(history.settings, device_bytes=device_bytes, driver=self.driver)
         self.live: dict[int, Block] = restore(self.allocator, beginning(history))
         self.actions = 0
@@ -222,6 +228,7 @@ def compare(history: History, *, device_bytes: int | None = None) -> Comparison:
     history's beginning cannot be found (see ``beginning``).
 
     A cache that the user emptied right before a request that needed new memory looks like a retry of that
-    request, and counts as one in ``stats.retries``.
+    request, and counts as one in ``stats.retries``; under ``max_split_size_mb`` or garbage collection, where
+    a retry gives back in another order, it may show as a difference.
     """
     return _Replayed(history, device_bytes).run()

@@ -18,8 +18,8 @@ class Driver(Protocol):
     def free(self, address: int, nbytes: int) -> None:
         """Take a segment back (``cudaFree``)."""
 
-    def reserve(self, nbytes: int) -> int:
-        """The address of a stretch without memory behind it (``cuMemAddressReserve``)."""
+    def reserve(self, nbytes: int, page: int) -> int:
+        """The address of a stretch to be mapped in pages (``cuMemAddressReserve``)."""
 
     def map(self, address: int, nbytes: int) -> bool:
         """Put memory behind addresses (``cuMemCreate`` and ``cuMemMap``)."""
@@ -41,13 +41,13 @@ class AscendingDriver:
 
     def malloc(self, nbytes: int) -> int | None:
         """The next address, unless the capacity is spent."""
-        return self.reserve(nbytes) if self._take(nbytes) else None
+        return self.reserve(nbytes, LARGE_ROUNDING_BYTES) if self._take(nbytes) else None
 
     def free(self, address: int, nbytes: int) -> None:  # noqa: ARG002
         """Count the bytes as free again; the address is not given twice."""
         self.used -= nbytes
 
-    def reserve(self, nbytes: int) -> int:
+    def reserve(self, nbytes: int, page: int) -> int:  # noqa: ARG002
         """The next address."""
         address = self._next
         self._next += round_up(nbytes, LARGE_ROUNDING_BYTES)

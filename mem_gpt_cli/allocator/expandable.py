@@ -41,7 +41,7 @@ def _reserve(allocator: CachingAllocator, pool: Pool) -> Block:
     page = SMALL_SEGMENT_BYTES if pool.small else allocator.settings.large_segment_bytes
     device = allocator.device_bytes or UNKNOWN_DEVICE_BYTES
     nbytes = round_up(device + device // 8, page)
-    segment = Segment(allocator.driver.reserve(nbytes), nbytes, page)
+    segment = Segment(allocator.driver.reserve(nbytes, page), nbytes, page)
     allocator.segments[segment.address] = segment
     segment.first = Block(segment, pool, segment.address, nbytes, mapped=False)
     pool.add_unmapped(segment.first)
