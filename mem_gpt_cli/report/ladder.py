@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from mem_gpt_cli.report.model import MemoryReport, Provenance, Source
 
 EXPLANATIONS = {
-    "allocated": "live tensors and kernels' buffers, each in a block rounded up to 512 B",
-    "reserved": "blocks that torch's allocator keeps for reuse; free ones that no request fits are "
-    "fragmentation, which PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True lowers",
-    "process": "the CUDA context, the code of kernels and libraries, and what libraries take without asking "
-    "torch's allocator",
-    "device": "other processes on this GPU, and what the driver keeps for itself",
+    "allocated": "live tensors and kernels' buffers, in blocks rounded up to 512 B",
+    "reserved": "adds the blocks that torch's allocator keeps for reuse; those that no request fits are "
+    "fragmentation, which expandable_segments:True in device.allocator lowers",
+    "process": "adds the CUDA context, the code of kernels and libraries, and what libraries take without "
+    "asking torch's allocator",
+    "device": "adds other processes on this GPU, and what the driver keeps for itself",
 }
-"""Each step's share: what it adds to the one before it."""
+"""What each step is, or adds to the one before it; what a step that is missing adds is in the next."""
 
 _UNCALIBRATED = "no calibration of this GPU is known: run `memgpt doctor --calibrate` on it"
 _TRACED: dict[tuple[str, Provenance], Source] = {

@@ -11,7 +11,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from mem_gpt_cli.report.ladder import Step, has_ladder, ladder
+from mem_gpt_cli.report.ladder import has_ladder, ladder
 from mem_gpt_cli.report.model import COMPONENTS, MemoryReport, Phase, Speed, Telemetry
 from mem_gpt_cli.report.palette import COLORS
 from mem_gpt_cli.report.sizes import render_bytes, render_share
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 BAR_WIDTH = 9
-EXPLANATION_WIDTH = 42
+SOURCE_WIDTH = 44
 HEADINGS = {"estimate": "predicted (formula)", "trace": "predicted (trace)", "profile": "measured"}
 
 
@@ -204,23 +204,21 @@ def _add_bounds(table: Table, report: MemoryReport) -> None:
 
 
 def ladder_table(report: MemoryReport) -> RenderableType:
-    """Why ``nvidia-smi`` shows more than torch: each step, what it adds, what that is and how it was got."""
+    """Why ``nvidia-smi`` shows more than torch: each step and how it was got, then what each one adds."""
+    steps = ladder(report)
     table = plain_table()
     table.add_column("from torch\nto nvidia-smi", no_wrap=True)
     table.add_column("peak", justify="right", no_wrap=True)
     table.add_column("more", justify="right", no_wrap=True)
-    table.add_column("what it adds, and how it was got", width=EXPLANATION_WIDTH)
-    for step in ladder(report):
+    table.add_column("how it was got", max_width=SOURCE_WIDTH)
+    for step in steps:
         more = render_bytes(step.difference_bytes, signed=True)
-        table.add_row(Text(step.name, style="bold"), render_bytes(step.bytes), more, _explained(step))
-    return table
-
-
-def _explained(step: Step) -> Text:
-    text = Text(_sentence(step.explanation))
-    if step.bytes is None:
-        return text.append(f" Not available: {_sentence(step.why_not or step.how)}", style="yellow")
-    return text.append(f" {_sentence(step.how)}", style="dim")
+        missing = Text(f"not available: {step.why_not}", style="dim") if step.why_not else step.how
+        table.add_row(step.name, render_bytes(step.bytes), more, missing)
+    sentences = [
+        Text.assemble((step.name, "bold"), f": {step.explanation}.", justify="left") for step in steps
+    ]
+    return Group(table, "", *sentences)
 
 
 def _ladder_line(report: MemoryReport) -> Text | None:
