@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 from hypothesis import given
@@ -138,9 +139,7 @@ def test_invariants(settings: AllocatorSettings, actions: list[int]) -> None:
 def test_a_restored_allocator_goes_on_as_the_first(
     settings: AllocatorSettings, before: list[int], after: list[int]
 ) -> None:
-    settings = AllocatorSettings(
-        **{**vars(settings), "garbage_collection_threshold": 0.0}
-    )  # a snapshot does not show the age of free blocks
+    settings = replace(settings, garbage_collection_threshold=0.0)  # no snapshot shows the age of blocks
     first = CachingAllocator(settings, device_bytes=DEVICE_BYTES)
     live = act_without_checks(first, before, [])
     second = CachingAllocator(settings, device_bytes=DEVICE_BYTES)

@@ -88,6 +88,11 @@ class Pool:
         index = bisect_left(self._sizes, block.nbytes << ADDRESS_BITS | block.address)
         del self._sizes[index], self.free[index]
 
+    def take(self, index: int) -> Block:
+        """Take out the free block at an index."""
+        del self._sizes[index]
+        return self.free.pop(index)
+
     def smallest(self, nbytes: int) -> int:
         """The index in ``free`` of the smallest block of at least so many bytes; the lowest of equals."""
         return bisect_left(self._sizes, nbytes << ADDRESS_BITS)

@@ -118,37 +118,33 @@ class CachingAllocator:
             raise UsageError("per_process_memory_fraction is a fraction of a GPU's memory: name the GPU")
         return int(self.settings.memory_fraction * self.device_bytes)
 
-    def _best(self, pool: Pool, size: int) -> Block | None:
-        """The free block that torch would take (``get_free_block``)."""
+    def _best(self, pool: Pool, size: int) -> int | None:
+        """The index of the free block that torch would take (``get_free_block``)."""
+        free = pool.free
         index = pool.smallest(size)
-        if index == len(pool.free):
+        if index < len(free) and free[index].segment.page is not None:
+            index = (_least_extensible if self.settings.expandable_segments else _first_fixed)(free, index)
+        if index == len(free):
             return None
-        block = pool.free[index]
-        if block.segment.page is not None:
-            if self.settings.expandable_segments:
-                block = _least_extensible(pool, index)
-            else:
-                fixed = (other for other in pool.free[index:] if other.segment.page is None)
-                if (found := next(fixed, None)) is None:
-                    return None
-                block = found
         limit = self.settings.max_split_bytes
         if limit is not None:
-            if size < limit <= block.nbytes:
+            nbytes = free[index].nbytes
+            if size < limit <= nbytes:
                 return None
-            if size >= limit and block.nbytes >= size + self.settings.max_non_split_rounding_bytes:
+            if size >= limit and nbytes >= size + self.settings.max_non_split_rounding_bytes:
                 return None
-        return block
+        return index
 
     def _cached(self, pool: Pool, size: int) -> Block | None:
         """The best free block, taken out of its pool."""
         if self.settings.collects_garbage:
             pool.searches += 1
-        block = self._best(pool, size)
-        if block is not None:
-            pool.remove(block)
-            if block.is_split and block.segment.page is None:
-                self.stats.split(-block.nbytes, -1)
+        index = self._best(pool, size)
+        if index is None:
+            return None
+        block = pool.take(index)
+        if block.is_split and block.segment.page is None:
+            self.stats.split(-block.nbytes, -1)
         return block
 
     def _fresh(self, pool: Pool, size: int) -> Block | None:
@@ -245,16 +241,22 @@ class CachingAllocator:
         )
 
 
-def _least_extensible(pool: Pool, index: int) -> Block:
-    """The free block from ``index`` on after which none can be extended less (``get_free_block``)."""
-    free = pool.free
+def _least_extensible(free: list[Block], index: int) -> int:
+    """The index, from one on, of the block after which none can be extended less (``get_free_block``)."""
     while (
         index + 1 < len(free)
         and free[index].segment.page is not None
         and _extent(free[index + 1]) < _extent(free[index])
     ):
         index += 1
-    return free[index]
+    return index
+
+
+def _first_fixed(free: list[Block], index: int) -> int:
+    """The index, from one on, of the first block outside of expandable segments; the length if none is."""
+    while index < len(free) and free[index].segment.page is not None:
+        index += 1
+    return index
 
 
 def _extent(block: Block) -> int:

@@ -10,6 +10,7 @@ import difflib
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from mem_gpt_cli.allocator.sizes import (
@@ -91,11 +92,18 @@ class AllocatorSettings:
         """The size that a request is rounded up to (``round_size``)."""
         if nbytes < MIN_BLOCK_BYTES:
             return MIN_BLOCK_BYTES
+        if not self._divides:
+            return round_up(nbytes, MIN_BLOCK_BYTES)
         interval = min(max(nbytes.bit_length() - MIB.bit_length(), 0), INTERVALS - 1)
         divisions = self.roundup_power2_divisions[interval]
         if divisions > 1 and nbytes > MIN_BLOCK_BYTES * divisions:
             return round_up_power_of_two(nbytes, divisions)
         return round_up(nbytes, MIN_BLOCK_BYTES)
+
+    @cached_property
+    def _divides(self) -> bool:
+        """Whether any size is rounded to more than 512 bytes."""
+        return max(self.roundup_power2_divisions) > 1
 
     def segment_bytes(self, block: int) -> int:
         """What the driver is asked for where no free block is large enough (``get_allocation_size``)."""
@@ -105,7 +113,7 @@ class AllocatorSettings:
             return self.large_segment_bytes
         return round_up(block, LARGE_ROUNDING_BYTES)
 
-    @property
+    @cached_property
     def collects_garbage(self) -> bool:
         """Whether the threshold acts: torch looks at it only under a memory fraction below 1."""
         return self.garbage_collection_threshold > 0 and self.memory_fraction < 1
