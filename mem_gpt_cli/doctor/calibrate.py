@@ -40,11 +40,11 @@ def calibrate(
         on_step(name)
         return ask(f"{_MEASURING}:{function}", timeout_s, index=index, **arguments)
 
-    idle = _needed("the idle GPU", step("idle", "idle"))
-    context = _needed("the CUDA context", step("context", "outside", what="context"))
+    idle = _needed("a look at it", step("idle", "idle"))
+    context = _needed("a CUDA context", step("context", "outside", what="context"))
     training = _needed("a training step", step("training", "outside", what="training"))
     used = {name: step(name, "outside", what=name) for name in LIBRARIES}
-    workspaces = _needed("cuBLAS workspaces", step("workspaces", "workspaces"))
+    workspaces = _needed("a matrix product", step("workspaces", "workspaces"))
     known = gpu_of_product(idle["product"], idle["total_bytes"])
     context_bytes = context["outside_bytes"]
     return Calibration(
@@ -69,7 +69,7 @@ def calibrate(
 def _needed(what: str, found: Attempt) -> dict[str, Any]:
     if found.ending == "ok":
         return dict(found.answer)
-    raise EnvironmentUnavailableError(f"{what} could not be measured: {found.sentence}")
+    raise EnvironmentUnavailableError(f"the GPU cannot be calibrated, {what} failed: {found.sentence}")
 
 
 def _beyond(context_bytes: int, step: Any) -> int:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import sys
-import traceback
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -20,15 +19,14 @@ from mem_gpt_cli.errors import EnvironmentUnavailableError
 def main() -> None:
     """Call the function and write down how it went."""
     file, function, arguments = sys.argv[1:]
-    Path(file).write_text(json.dumps(_answer(function, json.loads(arguments))), encoding="utf-8")
+    Path(file).write_text(_answer(function, json.loads(arguments)), encoding="utf-8")
 
 
-def _answer(function: str, arguments: dict[str, Any]) -> dict[str, Any]:
+def _answer(function: str, arguments: dict[str, Any]) -> str:
     module, _, name = function.partition(":")
     try:
-        return {"found": getattr(import_module(module), name)(**arguments)}
+        return json.dumps({"found": getattr(import_module(module), name)(**arguments)})
     except EnvironmentUnavailableError as error:
-        return {"unavailable": str(error)}
+        return json.dumps({"unavailable": str(error)})
     except Exception as error:
-        traceback.print_exc()
-        return {"error": " ".join(f"{type(error).__name__}: {error}".split())}
+        return json.dumps({"error": " ".join(f"{type(error).__name__}: {error}".split())})

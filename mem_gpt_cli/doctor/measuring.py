@@ -46,7 +46,7 @@ def idle(index: int) -> dict[str, Any]:
 
 
 def outside(index: int, what: str) -> dict[str, Any]:
-    """What this process takes beside torch's allocator once it did ``what``, ``context`` or one of ``USES``."""
+    """What it takes beside torch's allocator once it did ``what``: ``context``, or one of ``USES``."""
     with Nvml() as nvml:
         gpu = cuda_gpu(nvml, index)
         before = gpu.memory().value
@@ -168,8 +168,8 @@ def _attend(device: Any, backend: str) -> None:
     import torch
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
-    query = torch.randn(1, 4, 128, 64, device=device, dtype=torch.bfloat16, requires_grad=True)
-    with sdpa_kernel(SDPBackend[backend]):
+    query = torch.randn(1, 4, 128, 64, device=device, dtype=torch.float16, requires_grad=True)
+    with sdpa_kernel(getattr(SDPBackend, backend)):
         torch.nn.functional.scaled_dot_product_attention(query, query, query, is_causal=True).sum().backward()
 
 

@@ -6,6 +6,7 @@ import platform
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
@@ -40,7 +41,8 @@ def diagnosis_tables(found: Diagnosis) -> Iterator[RenderableType]:
 def commands(found: Diagnosis) -> Iterator[str]:
     """One line each, to be printed unwrapped."""
     for command, names in found.installs.items():
-        yield f"  {command}  # {', '.join(names)}"
+        untold = [name for name in names if name not in command]
+        yield f"  {command}" + (f"  # {', '.join(untold)}" if untold else "")
 
 
 def calibration_table(found: Calibration) -> Table:
@@ -88,31 +90,29 @@ def _tries(found: Diagnosis) -> Table:
     return table
 
 
-def _gpus(found: Diagnosis) -> Table:
+def _gpus(found: Diagnosis) -> RenderableType:
     table = plain_table()
-    table.add_column(f"GPU (driver {found.driver or 'unknown'})", overflow="fold")
+    table.add_column("GPU", overflow="fold")
     for heading in ("sm", "total", "free"):
         table.add_column(heading, justify="right", no_wrap=True)
-    for heading in ("MIG", "memgpt's name"):
-        table.add_column(heading, overflow="fold")
+    for heading in ("MIG", "known as", "calibrated"):
+        table.add_column(heading, no_wrap=True)
     for gpu in found.gpus:
-        table.add_row(*_gpu(gpu))
-        if gpu["problem"]:
-            table.add_row(Text(gpu["problem"], _BAD))
-    return table
+        if "product" in gpu:
+            table.add_row(*_gpu(gpu))
+    problems = [Text(f"GPU {gpu['index']}: {gpu['problem']}", _BAD) for gpu in found.gpus if gpu["problem"]]
+    return Group(table, *problems)
 
 
 def _gpu(gpu: Mapping[str, Any]) -> tuple[str, ...]:
-    if "product" not in gpu:
-        return (f"{gpu['index']}",)
-    known = gpu["known_as"] or "unknown"
     return (
-        f"{gpu['index']}  {gpu['product']}",
+        f"{gpu['index']}  {gpu['product'].removeprefix('NVIDIA ')}",
         gpu["capability"] or "",
         render_bytes(gpu["total_bytes"]),
         render_bytes(gpu["free_bytes"]),
         gpu["mig"],
-        known if gpu["calibrated"] else f"{known}, not calibrated",
+        gpu["known_as"] or "",
+        "yes" if gpu["calibrated"] else "no",
     )
 
 
