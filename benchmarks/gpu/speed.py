@@ -59,8 +59,7 @@ def run(kit: Kit, share: float) -> list[str]:
     left: list[str] = []
     try:
         for number, cell in enumerate(cells):
-            seconds = kit.clock.left(share) / (len(cells) - number)
-            row = _measured(kit, cell, worker, seconds)
+            row = _measured(kit, cell, worker, share, len(cells) - number)
             if row is None:
                 left.append(cell.name)
             else:
@@ -71,12 +70,15 @@ def run(kit: Kit, share: float) -> list[str]:
     return left
 
 
-def _measured(kit: Kit, cell: KitCell, worker: Worker, seconds: float) -> Row | None:
-    """The row of a cell, after one run that does not count; ``None`` where time is too short for it."""
-    end_s = kit.clock.left() - seconds
+def _measured(kit: Kit, cell: KitCell, worker: Worker, share: float, cells: int) -> Row | None:
+    """The row of a cell, after one run that does not count; ``None`` where time is too short for it.
+
+    The first run may take all the time that is left, the repeats this one's part of it among ``cells``.
+    """
+    end_s = kit.clock.left(share) * (1 - 1 / cells)
     rows: list[Row] = []
-    while len(rows) <= REPEATS and (left_s := kit.clock.left() - end_s) > (0 if rows else LEAST_S):
-        outcome = worker.run(cell.on(kit.device), ("profile",), left_s, lambda *_: None)
+    while len(rows) <= REPEATS and kit.clock.left(share) > (end_s if rows else LEAST_S):
+        outcome = worker.run(cell.on(kit.device), ("profile",), kit.clock.left(share), lambda *_: None)
         if outcome.status != "ok" and rows and "took longer" in (outcome.error or ""):
             break
         rows.append(row_of(cell.sweep, kit.started, cell.cell, ("profile",), outcome))
