@@ -26,6 +26,12 @@ FILES = sorted(FOLDER.glob("*.json*"))
 DEVICE_BYTES = 256 << 20
 """Of the device that the files were recorded on."""
 
+RECORDED_ON_GPUS = [
+    json.loads(line)
+    for path in sorted((FOLDER.parent.parent / "results" / "gpu").glob("*/histories.jsonl"))
+    for line in path.read_text().splitlines()
+]
+
 
 def history_of(name: str) -> History:
     return read_history(FOLDER / f"{name}.json")
@@ -47,6 +53,15 @@ def test_the_model_does_what_was_recorded(path: Path) -> None:
     assert comparison.driver_calls == sum(map(is_call, history.entries)) > 5
     assert comparison.stats.reserved == sum(segment.nbytes for segment in history.segments)
     assert comparison.stats.allocated == sum(segment.allocated for segment in history.segments)
+
+
+@pytest.mark.parametrize("recorded", RECORDED_ON_GPUS, ids=lambda recorded: recorded["name"])
+def test_the_model_does_what_a_gpu_did(recorded: dict[str, Any]) -> None:
+    """The histories that the GPU kit brings home: each recorded from the start of its process."""
+    comparison = compare(History.of(recorded))
+    assert comparison.difference is None, str(comparison.difference)
+    assert comparison.stats.allocated_peak == recorded["measured"]["max_allocated_bytes"]
+    assert comparison.stats.reserved_peak == recorded["measured"]["max_reserved_bytes"]
 
 
 def test_the_files_hold_what_they_are_there_for() -> None:
