@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from fake_nvml import FakeGpu, FakeNvml
 
 from mem_gpt_cli.devices.catalogue import ASSUMED, catalogue, find_gpu, gpu_of, gpu_of_product
 from mem_gpt_cli.devices.gpu import Gpu
@@ -152,7 +154,15 @@ def test_an_unknown_name_gets_its_place(tmp_path: Path) -> None:
     assert caught.value.position is not None
 
 
+def fake_nvml(monkeypatch: pytest.MonkeyPatch, library: FakeNvml) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", library)  # type: ignore[arg-type]
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.delenv("CUDA_DEVICE_ORDER", raising=False)
+
+
 def fake_torch(monkeypatch: pytest.MonkeyPatch, *products: SimpleNamespace) -> None:
+    """A torch with these GPUs, in a machine without NVML."""
+    fake_nvml(monkeypatch, FakeNvml(there=False))
     cuda = SimpleNamespace(
         is_available=lambda: bool(products),
         device_count=lambda: len(products),
@@ -172,25 +182,48 @@ def properties(name: str, capability: tuple[int, int], multiprocessors: int, mib
     )
 
 
+def chosen_for(device: str) -> tuple[Gpu, bool]:
+    chosen = gpu_of(load_recipe(flags={"device.name": device}))
+    assert chosen is not None
+    return chosen.gpu, chosen.assumed
+
+
+def test_nvml_knows_the_gpu_of_this_machine_without_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpus = [FakeGpu(name="NVIDIA L4", total=23000 * MIB, uuid=f"GPU-{index}") for index in range(2)]
+    fake_nvml(monkeypatch, FakeNvml(*gpus))
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
+    assert chosen_for("cuda:1") == (replace(find_gpu("l4"), total_bytes=23000 * MIB), False)
+    assert chosen_for("cuda:2") == (find_gpu(ASSUMED), True)
+
+
+def test_a_gpu_without_memory_of_its_own_is_known_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    untold = frozenset({"memory", "memory_v2"})
+    fake_nvml(monkeypatch, FakeNvml(FakeGpu(name="NVIDIA GB10", unsupported=untold)))
+    assert chosen_for("cuda") == (find_gpu("gb10"), False)
+
+
+def test_a_slice_is_described_by_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "NVIDIA H100 80GB HBM3 MIG 1g.10gb"
+    fake_torch(monkeypatch, properties(name, (9, 0), 16, 9728))
+    part = FakeGpu(name=name, uuid="MIG-1", total=9728 * MIB)
+    fake_nvml(monkeypatch, FakeNvml(FakeGpu(instances=[part])))
+    gpu, assumed = chosen_for("cuda")
+    assert (gpu.capability, gpu.multiprocessors, gpu.total_bytes) == ((9, 0), 16, 9728 * MIB)
+    assert not assumed
+
+
 def test_without_a_gpu_one_is_assumed_and_that_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     fake_torch(monkeypatch)
-    chosen = gpu_of(load_recipe(flags={"device.name": "cuda"}))
-    assert chosen is not None
-    assert (chosen.gpu.name, chosen.assumed) == (ASSUMED, True)
+    assert chosen_for("cuda") == (find_gpu(ASSUMED), True)
 
 
-def test_the_gpu_of_this_machine_is_known_by_its_product(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_torch_knows_gpus_that_the_catalogue_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
     fake_torch(
         monkeypatch,
         properties("NVIDIA L4", (8, 9), 58, 22563),
         properties("NVIDIA Imagined 1", (8, 6), 40, 9999),
     )
-    first = gpu_of(load_recipe(flags={"device.name": "cuda"}))
-    assert first is not None
-    assert (first.gpu, first.assumed) == (find_gpu("l4"), False)
-    second = gpu_of(load_recipe(flags={"device.name": "cuda:1"}))
-    assert second is not None
-    assert (second.gpu.multiprocessors, second.gpu.total_bytes, second.assumed) == (40, 9999 * MIB, False)
-    third = gpu_of(load_recipe(flags={"device.name": "cuda:2"}))
-    assert third is not None
-    assert third.assumed
+    assert chosen_for("cuda") == (find_gpu("l4"), False)
+    gpu, assumed = chosen_for("cuda:1")
+    assert (gpu.multiprocessors, gpu.total_bytes, assumed) == (40, 9999 * MIB, False)
+    assert chosen_for("cuda:2") == (find_gpu(ASSUMED), True)

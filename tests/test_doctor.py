@@ -20,6 +20,7 @@ from mem_gpt_cli.doctor import packages as packages_module
 from mem_gpt_cli.doctor import tries as tries_module
 from mem_gpt_cli.doctor.attempt import Attempt, attempt
 from mem_gpt_cli.doctor.diagnosis import Diagnosis, diagnose
+from mem_gpt_cli.doctor.gpus import look
 from mem_gpt_cli.doctor.packages import OPTIONAL, REQUIRED, Package, packages, python
 from mem_gpt_cli.doctor.tries import TORCH_ON_CUDA, TRIES, Try
 from mem_gpt_cli.errors import EnvironmentUnavailableError
@@ -128,32 +129,30 @@ def test_every_try_has_its_function_and_its_package() -> None:
     assert {each.name for each in TRIES if each.required} == {"torch on CPU", "transformers"}
 
 
-def works(name: str) -> Attempt:
+def tried(name: str) -> Attempt:
     each = next(each for each in TRIES if each.name == name)
-    pytest.importorskip(each.package)
+    pytest.importorskip(each.package.replace("-", "_"))
     return attempt(each.target, 200, **dict(each.arguments))
 
 
-@pytest.mark.parametrize(
-    "name", ["torch on CPU", "bitsandbytes nf4, CPU", "torchao int8", "peft LoRA", "accelerate", "plotly"]
-)
-def test_what_is_installed_here_works(name: str) -> None:
-    found = works(name)
+def test_torch_works_here_and_tells_its_build() -> None:
+    found = tried("torch on CPU")
     assert found.ending == "ok", found.sentence
-    assert found.answer["detail"]
-
-
-def test_torch_tells_its_build() -> None:
-    found = works("torch on CPU")
     assert found.answer["torch"] == torch.__version__
     assert found.answer["cuda"] == torch.version.cuda
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_without_a_gpu_cuda_is_unavailable_and_not_broken() -> None:
-    found = works(TORCH_ON_CUDA.name)
+    found = tried(TORCH_ON_CUDA.name)
     assert found.ending == "unavailable"
     assert found.sentence in ("this build of torch has no CUDA", "torch finds no GPU")
+
+
+@pytest.mark.parametrize("each", [each for each in TRIES if not each.cuda], ids=lambda each: each.name)
+def test_what_is_installed_here_computes_the_right_thing(each: Try) -> None:
+    pytest.importorskip(each.package)
+    assert getattr(tries_module, each.function)(**dict(each.arguments))["detail"]
 
 
 @pytest.mark.parametrize("backend", ["MATH", "FLASH_ATTENTION"])
@@ -176,7 +175,7 @@ def test_a_wrong_result_is_no_success(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU that torch can use")
 @pytest.mark.parametrize("name", [each.name for each in TRIES if each.cuda])
 def test_every_try_on_cuda_ends_in_a_row(name: str) -> None:
-    found = works(name)
+    found = tried(name)
     assert found.ending in ("ok", "failed")
     assert name not in (TORCH_ON_CUDA.name, "SDPA efficient") or found.ending == "ok", found.sentence
 
@@ -351,6 +350,14 @@ def test_every_gpu_is_listed_and_nothing_unknown_is_0(
     printed = capsys.readouterr().out
     assert max(len(line) for line in printed.splitlines()) <= 80
     assert "GPU 2: the GPU is lost" in printed
+
+
+@pytest.mark.usefixtures("machine")
+def test_a_calibration_that_cannot_be_read_is_a_problem_of_its_gpu(tmp_path: Path) -> None:
+    (tmp_path / "none.json").write_text("{")
+    first, *_ = look()["gpus"]
+    assert (first["known_as"], first["calibrated"]) == ("h100", False)
+    assert "none.json is no calibration file" in first["problem"]
 
 
 @pytest.mark.parametrize("arguments", [[], ["--json"]])

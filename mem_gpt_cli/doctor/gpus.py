@@ -6,7 +6,9 @@ from typing import Any
 
 from mem_gpt_cli.devices.calibration import calibration_of
 from mem_gpt_cli.devices.catalogue import gpu_of_product
+from mem_gpt_cli.devices.gpu import Gpu
 from mem_gpt_cli.devices.nvml import GpuLostError, Nvml, NvmlGpu
+from mem_gpt_cli.errors import UsageError
 
 LOOK = f"{__name__}:look"
 """For ``attempt``: NVML is a library in C, and may take a process down with it."""
@@ -41,15 +43,24 @@ def _row(gpu: NvmlGpu, index: int) -> dict[str, Any]:
     total, used = gpu.total(), gpu.memory()
     total_bytes = None if total.value is None else int(total.value)
     known = gpu_of_product(gpu.name, total_bytes)
+    calibrated, unreadable = _calibrated(known)
     return {
         "index": index,
         "product": gpu.name,
         "uuid": gpu.uuid,
         "known_as": known.name if known else None,
-        "calibrated": bool(known and calibration_of(known)),
+        "calibrated": calibrated,
         "capability": ".".join(map(str, gpu.capability)) if gpu.capability else None,
         "total_bytes": total_bytes,
         "free_bytes": None if total_bytes is None or used.value is None else total_bytes - int(used.value),
         "mig": "instance" if gpu.is_mig else "on" if gpu.in_mig_mode else "off",
-        "problem": total.why_not or used.why_not,
+        "problem": total.why_not or used.why_not or unreadable,
     }
+
+
+def _calibrated(known: Gpu | None) -> tuple[bool, str | None]:
+    """Whether there is a calibration, and why none can be read."""
+    try:
+        return known is not None and calibration_of(known) is not None, None
+    except UsageError as error:
+        return False, str(error)
