@@ -1,9 +1,9 @@
 """What CUDA kernels allocate and free inside one operator, where no tensor shows it: all but attention's.
 
 Each rule is named and says where it comes from. It gives the buffers that are there together when the
-operator needs the most. Buffers of a few KiB that come and go before that are left out, as are those of scans,
-which take 1 to 2 KiB. What TensorIterator copies on the CPU to bring operands to one dtype, CUDA casts as it
-reads.
+operator needs the most. Buffers of a few KiB that come and go before that are left out, as are those of
+scans, which take 1 to 2 KiB. What TensorIterator copies on the CPU to bring operands to one dtype, CUDA casts
+as it reads.
 
 The sources are those of torch 2.11.
 """
@@ -140,7 +140,7 @@ def embedding_backward(
         return []
     segments = min(count, vocabulary)
     stretches = count // 10 + segments
-    sorting = [index * count] * 3 + [radix_sort_bytes(count, index, index, index)]
+    sorting = [index * count] * 3 + [radix_sort_bytes(gpu, count, index, index, index)]
     adding = [index * count] * 3 + [8, index * segments, index * segments, 8, index * stretches]
     if vocabulary > 128:  # else each word's tokens are added up without stretches
         adding.append(4 * stretches * gradient.shape[-1])
@@ -160,7 +160,7 @@ def index_put(gpu: Gpu, args: tuple[Any, ...], kwargs: Mapping[str, Any], result
     rows = 1
     for size in indexed:
         rows *= size
-    return [_INDEX * count] * 4 + [radix_sort_bytes(count, _INDEX, _INDEX, significant_passes(rows - 1))]
+    return [_INDEX * count] * 4 + [radix_sort_bytes(gpu, count, _INDEX, _INDEX, significant_passes(rows - 1))]
 
 
 def index(gpu: Gpu, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any) -> Sequence[int]:
@@ -189,7 +189,7 @@ def sort(gpu: Gpu, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any
     if source.numel() > length:
         return []
     itemsize = source.element_size()
-    return [positions, radix_sort_bytes(length, itemsize, _INDEX, itemsize)]
+    return [positions, radix_sort_bytes(gpu, length, itemsize, _INDEX, itemsize)]
 
 
 def grouped_product(
