@@ -144,6 +144,16 @@ def test_blocks_above_the_splitting_limit_stay_whole_and_serve_only_their_like()
     assert (again.address, again.nbytes) == (oversize.address, 100 * MIB)
 
 
+def test_where_the_splitting_limit_begins_and_its_waste_ends() -> None:
+    allocator = CachingAllocator(parse("max_split_size_mb:40"))
+    at_the_limit, oversize = allocator.malloc(40 * MIB), allocator.malloc(100 * MIB)
+    allocator.free(at_the_limit)
+    allocator.free(oversize)
+    assert allocator.malloc(38 * MIB).address != at_the_limit.address
+    assert allocator.malloc(80 * MIB).address != oversize.address, "20 MiB is already too much to waste"
+    assert allocator.malloc(80 * MIB + 1).address == oversize.address
+
+
 def test_oversize_blocks_go_back_before_the_whole_cache_does() -> None:
     allocator = CachingAllocator(parse("max_split_size_mb:40"), capacity=150 * MIB)
     small, oversize = allocator.malloc(20 * MIB), allocator.malloc(100 * MIB)
@@ -235,6 +245,14 @@ def test_expandable_segments_grow_by_pages() -> None:
     assert following.address == large.address + 3 * MIB, "one segment, extended"
     assert allocator.stats.reserved == 62 * MIB
     assert following.nbytes == 50 * MIB, "what is left is split off from 512 bytes on"
+
+
+def test_the_lowest_of_equal_blocks_is_taken_in_expandable_segments_too() -> None:
+    allocator = CachingAllocator(parse("expandable_segments:True"))
+    first, _, third, _ = (allocator.malloc(2 * MIB) for _ in range(4))
+    allocator.free(third)
+    allocator.free(first)
+    assert allocator.malloc(2 * MIB).address == first.address
 
 
 def test_expandable_segments_unmap_whole_pages_only() -> None:
