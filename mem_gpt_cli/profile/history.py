@@ -36,7 +36,7 @@ def recorded_history(path: Path | None) -> Iterator[None]:
     if path is None:
         yield
         return
-    torch.cuda.memory._record_memory_history(enabled="all", context=None, clear_history=True)
+    torch.cuda.memory._record_memory_history(enabled="all", context=None, stacks="python", clear_history=True)
     try:
         yield
     finally:

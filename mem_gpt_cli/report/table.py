@@ -215,9 +215,7 @@ def ladder_table(report: MemoryReport) -> RenderableType:
         more = render_bytes(step.difference_bytes, signed=True)
         missing = Text(f"not available: {step.why_not}", style="dim") if step.why_not else step.how
         table.add_row(step.name, render_bytes(step.bytes), more, missing)
-    sentences = [
-        Text.assemble((step.name, "bold"), f": {step.explanation}.", justify="left") for step in steps
-    ]
+    sentences = [Text.assemble((step.name, "bold"), f": {step.explanation}.") for step in steps]
     return Group(table, "", *sentences)
 
 
