@@ -34,6 +34,15 @@ CELLS = {
         "workload.batch=4",
         "checkpointing.policy=full",
     ],
+    "tied embeddings of a wide vocabulary, recomputed layers under autocast": [
+        *GPT2,
+        "model.config.vocab_size=20000",
+        "task=training",
+        "workload.seq=32",
+        "workload.autocast=bf16",
+        "checkpointing.policy=full",
+        "optimizer.implementation=fused",
+    ],
     "generation": [*LLAMA, "workload.seq=96", "workload.new_tokens=6"],
 }
 

@@ -63,8 +63,8 @@ def hold_to_budget(recipe: Recipe, report: MemoryReport) -> None:
         if death is not None:
             raise GateError(
                 f"it does not fit: {death['phase']} dies in {death['operation']}, which asks for "
-                f"{render_bytes(death['requested'])} beyond the {render_bytes(death['reserved'])} reserved of "
-                f"the budget of {render_bytes(budget)}"
+                f"{render_bytes(death['requested'])} beyond the {render_bytes(death['reserved'])} reserved "
+                f"of the budget of {render_bytes(budget)}"
             )
     elif report.allocated_bytes > budget:
         over = report.allocated_bytes - budget

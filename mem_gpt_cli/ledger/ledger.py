@@ -16,9 +16,11 @@ from unittest import mock
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from mem_gpt_cli.ledger.accumulation import held_by_the_engine_alone, sums_in_place
 from mem_gpt_cli.ledger.log import EventLog
 from mem_gpt_cli.ledger.modules import ModulePath
 
+aten = torch.ops.aten
 _IN_A_BLOCK = re.compile(r"\.\d+(\.|$)")
 
 
@@ -96,7 +98,7 @@ class Ledger(TorchDispatchMode):
             self._paused = before
 
     def keep_out(self, tensor: torch.Tensor) -> None:
-        """The tensor's storage is never counted: it stands for memory of another device than the one counted."""
+        """The tensor's storage is never counted: it stands for memory of another device."""
         for leaf in _plain(tensor):
             storage = leaf.untyped_storage()
             if storage._cdata not in self._numbers:
@@ -105,6 +107,7 @@ class Ledger(TorchDispatchMode):
     # -- what torch says
 
     def __enter__(self) -> Ledger:
+        held_by_the_engine_alone()
         self.modules.attach()
         super().__enter__()  # type: ignore[no-untyped-call]
         self._rng_state = mock.patch.object(torch, "get_rng_state", self._counted(torch.get_rng_state))
@@ -121,6 +124,8 @@ class Ledger(TorchDispatchMode):
     ) -> Any:
         """Run the operator, then count the storages in its result."""
         kwargs = kwargs or {}
+        if sums_in_place(func, args, kwargs):
+            func = aten.add_.Tensor
         result = func(*args, **kwargs)
         if self._paused:
             return result

@@ -105,7 +105,7 @@ class EventLog:
             yield storage, sign * self.storage_bytes[storage], self.operations[operation]
 
     def curves(self, sizes: Int64 | None = None) -> Curves:
-        """Live bytes after each event, in all and by component; with ``sizes`` in place of the storages' own."""
+        """Live bytes after each event, in all and by component; ``sizes`` replace the storages' own."""
         return Curves.of(self, sizes)
 
     def arrays(self) -> tuple[Int64, Int64, Int64]:

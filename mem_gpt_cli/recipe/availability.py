@@ -50,7 +50,13 @@ def refuse_unavailable(recipe: Recipe, lens: Lens) -> None:
         RecipeErrors: several of them.
     """
     first: dict[KeyPath, str] = {}
-    for refusals in (_sweep(recipe), _values(recipe, lens), _device(recipe), _flash(recipe), _combinations(recipe)):
+    for refusals in (
+        _sweep(recipe),
+        _values(recipe, lens),
+        _device(recipe),
+        _flash(recipe),
+        _combinations(recipe),
+    ):
         for path, reason in refusals:
             first.setdefault(path, reason)
     if first:

@@ -27,7 +27,6 @@ from mem_gpt_cli.trace.routing import QUESTIONS, SCENARIOS, Scenario
 from mem_gpt_cli.trace.run import FakeRun, fake_run
 from mem_gpt_cli.trace.why_not import why_not
 
-
 EVERY_STEP_ON_A_CARD = 16
 """New tokens up to which a trace for a GPU runs every decode step; of longer ones the first and the last."""
 

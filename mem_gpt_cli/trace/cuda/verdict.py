@@ -69,8 +69,8 @@ def _warnings(recipe: Recipe, card: Card, replayed: Replayed, within: Replay) ->
         )
     if card.overhead_bytes is None:
         yield (
-            f"what CUDA and its libraries take beside torch's allocator was not calibrated for {card.gpu.name}: "
-            "the process takes some hundred MiB more than what is reserved (memgpt doctor --calibrate)"
+            f"what CUDA and its libraries take beside torch's allocator was not calibrated for "
+            f"{card.gpu.name}: the process takes some hundred MiB more than what is reserved (memgpt doctor --calibrate)"
         )
     limit = "budget" if recipe.budget.memory else card.gpu.name
     capacity = render_bytes(card.capacity(recipe))
@@ -79,8 +79,8 @@ def _warnings(recipe: Recipe, card: Card, replayed: Replayed, within: Replay) ->
         where = f"{operation.name} in {operation.module}" if operation.module else operation.name
         yield (
             f"out of memory: of the {capacity} that the {limit} leaves to torch, {phase} has reserved "
-            f"{render_bytes(death.reserved)} ({render_bytes(death.reserved_but_unallocated)} of it unallocated) "
-            f"when {where} asks for {render_bytes(death.requested)} more"
+            f"{render_bytes(death.reserved)}, {render_bytes(death.reserved_but_unallocated)} of it "
+            f"unallocated, when {where} asks for {render_bytes(death.requested)} more"
         )
     elif within.retries:
         yield (
