@@ -155,7 +155,7 @@ def _phase(name: str, peak: Moment, clean: CleanRun) -> Phase:
     allocated = levels.allocated_bytes
     held: Mapping[str, int] = peak.components
     if allocated is not None:
-        # The GPU's allocator counts what no tensor shows: kernels' buffers and its own rounding.
+        # The GPU's allocator counts what no tensor shows: kernels' buffers, and blocks that were not cut.
         held = {**held, "workspace": held["workspace"] + allocated - peak.allocated_bytes}
     return Phase(
         name=name,

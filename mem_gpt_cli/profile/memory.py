@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import numpy as np
 
+from mem_gpt_cli.allocator.sizes import MIN_BLOCK_BYTES, round_up
 from mem_gpt_cli.ledger import Ledger
 from mem_gpt_cli.ledger.allocator import record_allocator
 from mem_gpt_cli.profile.account import Account, Sightings, TimedLog, account_of
@@ -15,13 +16,22 @@ from mem_gpt_cli.profile.progress import Ticker, Ticking
 from mem_gpt_cli.profile.run import Job, run
 
 
+class BlockLog(TimedLog):
+    """Counts a storage as the block that CUDA's allocator rounds it up to, as the trace's components do."""
+
+    def storage(self, nbytes: int, component: str | None = None) -> int:
+        """A new storage's number."""
+        return super().storage(round_up(nbytes, MIN_BLOCK_BYTES), component)
+
+
 class TimedLedger(Ledger):
     """A ledger that knows when, and where in the device's memory."""
 
-    def __init__(self, logits_width: int | None, device: str) -> None:
+    def __init__(self, job: Job, log: TimedLog) -> None:
         self.sightings = Sightings()
-        super().__init__(logits_width=logits_width, on_birth=self.sightings, device=device)
-        self.log: TimedLog = TimedLog()
+        device = job.device.torch_device.type
+        super().__init__(logits_width=job.logits_width, on_birth=self.sightings, device=device)
+        self.log: TimedLog = log
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -36,10 +46,11 @@ def recorded_run(job: Job, ticker: Ticker) -> Account:
 
     On a GPU the events are the ledger's: kernels' inner buffers are in its allocator's peak alone.
     """
-    ledger = TimedLedger(job.logits_width, job.device.torch_device.type)
     if isinstance(job.device, CudaDevice):
+        ledger = TimedLedger(job, BlockLog())
         _run_under(ledger, job, ticker)
         return _of_ledger(ledger.log)
+    ledger = TimedLedger(job, TimedLog())
     with record_allocator() as trace:
         _run_under(ledger, job, ticker)
     return account_of(ledger.log, ledger.sightings.seen, trace)
