@@ -69,8 +69,9 @@ def _warnings(recipe: Recipe, card: Card, replayed: Replayed, within: Replay) ->
         )
     if card.overhead_bytes is None:
         yield (
-            f"what CUDA and its libraries take beside torch's allocator is not calibrated for {card.gpu.name}: "
-            "the process takes some hundred MiB more than is reserved; see `memgpt doctor --calibrate`"
+            f"what CUDA and its libraries take beside torch's allocator is not calibrated for "
+            f"{card.gpu.name}: the process takes some hundred MiB more than is reserved "
+            "(see `memgpt doctor --calibrate`)"
         )
     limit = "budget" if recipe.budget.memory else card.gpu.name
     capacity = render_bytes(card.capacity(recipe))
