@@ -76,25 +76,34 @@ def test_without_a_workspace_nothing_is_born() -> None:
 
 
 @pytest.mark.parametrize(
-    ("bias", "rows", "kwargs"),
+    ("bias", "kwargs"),
     [
-        (empty(16, 3072), 16, {}),  # no vector
-        (empty(3072), 1, {}),  # a single row, as in decoding
-        (empty(3072), 16, {"beta": 0.5}),
-        (empty(6144)[::2], 16, {}),  # no dense vector
-        (empty(1), 16, {}),  # a number for all columns
+        (empty(16, 3072), {}),  # no vector
+        (empty(3072), {"beta": 0.5}),
+        (empty(6144)[::2], {}),  # no dense vector
+        (empty(1), {}),  # a number for all columns
     ],
 )
 def test_other_biases_are_copied_into_the_result(
-    blas: BlasWorkspaces, bias: torch.Tensor, rows: int, kwargs: dict[str, float]
+    blas: BlasWorkspaces, bias: torch.Tensor, kwargs: dict[str, float]
 ) -> None:
-    args = bias, empty(rows, 768), empty(768, 3072)
+    args = bias, empty(16, 768), empty(768, 3072)
     assert call(blas, aten.addmm.default, *args, **kwargs) == BlasBuffers(lasting=(HOPPER,))
 
 
-def test_a_row_as_bias_goes_to_cublaslt(blas: BlasWorkspaces) -> None:
-    args = empty(1, 3072), empty(16, 768), empty(768, 3072)
+@pytest.mark.parametrize(
+    ("bias", "rows"),
+    [(empty(1, 3072), 16), (empty(3072), 1)],  # a row; a single token, as in decoding
+)
+def test_other_vectors_go_to_cublaslt(blas: BlasWorkspaces, bias: torch.Tensor, rows: int) -> None:
+    args = bias, empty(rows, 768), empty(768, 3072)
     assert call(blas, aten.addmm.default, *args).lasting == (HOPPER, LT)
+
+
+@pytest.mark.parametrize(("inner", "columns"), [(1, 3072), (768, 1)])
+def test_a_vector_as_second_operand_does_not(blas: BlasWorkspaces, inner: int, columns: int) -> None:
+    args = empty(columns), empty(16, inner), empty(inner, columns)
+    assert call(blas, aten.addmm.default, *args).lasting == (HOPPER,)
 
 
 def test_transposes_and_slices_are_read_in_place(blas: BlasWorkspaces) -> None:

@@ -105,18 +105,14 @@ def lt_workspace_bytes(environment: Mapping[str, str] = os.environ) -> int | Non
 def adds_bias_in_kernel(args: tuple[Any, ...], kwargs: Mapping[str, Any], result: torch.Tensor) -> bool:
     """Whether ``addmm`` goes to cuBLASLt, which adds a bias of one dimension in the product's kernel.
 
-    Source: ``isInputCompliesAddmmCudaLt`` in ATen/native/cuda/Blas.cpp.
+    Sources later than torch 2.11 also ask for more than one row of ``mat1``, which matters to a run that never
+    multiplies more than one. Source: ``isInputCompliesAddmmCudaLt`` in ATen/native/cuda/Blas.cpp.
     """
-    bias, mat1, mat2 = args[:3]
+    bias, mat2 = args[0], args[2]
     if os.environ.get("DISABLE_ADDMM_CUDA_LT") == "1" or kwargs.get("beta", 1) != 1:
         return False
     row = bias.is_contiguous() and (bias.dim() == 1 or bias.squeeze().dim() == 1)
-    return bool(
-        row
-        and bias.shape[-1] == mat2.shape[1]
-        and result.is_contiguous()
-        and min(*mat1.shape, *mat2.shape) > 1
-    )
+    return bool(row and bias.shape[-1] == mat2.shape[1] and result.is_contiguous() and min(mat2.shape) > 1)
 
 
 def operand_copies(func: Any, args: tuple[Any, ...], result: torch.Tensor) -> list[int]:
