@@ -105,8 +105,8 @@ def lt_workspace_bytes(environment: Mapping[str, str] = os.environ) -> int | Non
 def adds_bias_in_kernel(args: tuple[Any, ...], kwargs: Mapping[str, Any], result: torch.Tensor) -> bool:
     """Whether ``addmm`` goes to cuBLASLt, which adds a bias of one dimension in the product's kernel.
 
-    Sources later than torch 2.11 also ask for more than one row of ``mat1``, which matters to a run that never
-    multiplies more than one. Source: ``isInputCompliesAddmmCudaLt`` in ATen/native/cuda/Blas.cpp.
+    Sources later than torch 2.11 also ask for more than one row of ``mat1``, which matters to a run that
+    never multiplies more than one. Source: ``isInputCompliesAddmmCudaLt`` in ATen/native/cuda/Blas.cpp.
     """
     bias, mat2 = args[0], args[2]
     if os.environ.get("DISABLE_ADDMM_CUDA_LT") == "1" or kwargs.get("beta", 1) != 1:
