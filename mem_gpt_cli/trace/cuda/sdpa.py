@@ -1,8 +1,8 @@
 """``torch.nn.functional.scaled_dot_product_attention`` on fake CPU tensors, as CUDA runs it.
 
-``scaled_dot_product_attention`` in ATen/native/transformers/attention.cpp picks a kernel and dresses its arguments:
-this does the same with the kernel that the GPU would run. The kernels themselves have shape functions in torch,
-forward and backward; their inner buffers are in ``attention_kernels``.
+``scaled_dot_product_attention`` in ATen/native/transformers/attention.cpp picks a kernel and dresses its
+arguments: this does the same with the kernel that the GPU would run. The kernels themselves have shape
+functions in torch, forward and backward; their inner buffers are in ``attention_kernels``.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _CUDNN_MASKED_OUT = -65504.0
 
 @contextmanager
 def attention_of(gpu: Gpu) -> Iterator[None]:
-    """While entered, models that look up ``torch.nn.functional.scaled_dot_product_attention`` get the GPU's."""
+    """While entered, ``torch.nn.functional.scaled_dot_product_attention`` is the GPU's."""
 
     def on_gpu(
         query: Tensor,
@@ -77,7 +77,7 @@ def scaled_dot_product_attention(
 
 
 def _lowered(tensor: Tensor) -> Tensor:
-    """Attention is on autocast's list of reduced precision (ATen/autocast_mode.h, AT_FORALL_LOWER_PRECISION_FP)."""
+    """Cast by autocast: attention is in ``AT_FORALL_LOWER_PRECISION_FP`` of ATen/autocast_mode.h."""
     if not tensor.is_floating_point() or tensor.dtype == torch.float64:
         return tensor
     return tensor.to(torch.get_autocast_dtype("cpu"))
@@ -155,8 +155,8 @@ def _math(
 ) -> Tensor:
     """Plain operators, in fp32 unless reduced precision is allowed.
 
-    Source: ``_scaled_dot_product_attention_math``. It is written out because torch, seeing a fake tensor, would add
-    the mask out of place; locals live as long as they do there.
+    Source: ``_scaled_dot_product_attention_math``. It is written out because torch, seeing a fake tensor,
+    would add the mask out of place; locals live as long as they do there.
     """
     origin = query.dtype
     exact = not torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()
@@ -175,8 +175,9 @@ def _math(
     scores = aten._safe_softmax(scores, -1)
     if dropout > 0:
         scores = torch.native_dropout(scores, dropout, True)[0]
+    returned = scores.to(origin)  # torch returns the scores too, and makes them first
     output = torch.matmul(scores, value_all).to(origin)
-    scores.to(origin)  # torch returns the scores too, cast, and drops them
+    del returned
     return output
 
 

@@ -1,8 +1,8 @@
 """Which kernel ``scaled_dot_product_attention`` runs on a GPU.
 
-The conditions are those of ``select_sdp_backend`` in ATen/native/transformers/cuda/sdp_utils.cpp and of the checks
-in ATen/native/transformers/sdp_utils_cpp.h, for dense tensors, in the same order. What differs between versions of
-torch, or hangs on the version of cuDNN, is a field of ``Build``.
+The conditions are those of ``select_sdp_backend`` in ATen/native/transformers/cuda/sdp_utils.cpp and of the
+checks in ATen/native/transformers/sdp_utils_cpp.h, for dense tensors. What differs between versions of torch,
+or hangs on the version of cuDNN, is a field of ``Build``.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def build(version: str = torch.__version__) -> Build:
     release = (major, minor)
     return Build(
         cudnn=_CUDNN_OF_TORCH.get(release, max(_CUDNN_OF_TORCH.values())),
-        cudnn_dropout_in_sixteenths=release >= (2, 13),
+        cudnn_dropout_in_sixteenths=release >= (2, 12),
         efficient_shares_keys=release >= (2, 14),
     )
 
@@ -63,7 +63,7 @@ class Attention:
     """One call of scaled_dot_product_attention: ``sdp_params`` of torch, with the GPU it would run on.
 
     Args:
-        query: shape ``[batch, heads, queries, head size]``, as key and value with their own heads and lengths.
+        query: shape ``[batch, heads, length, head size]``, as key and value with their own heads and lengths.
         mask: what is added to the scores, or says which count; ``None`` without one.
         needs_grad: whether gradients are recorded and query, key or value requires one.
     """
@@ -81,11 +81,8 @@ class Attention:
 
     @property
     def head_sizes(self) -> tuple[int, int, int]:
+        """Of query, key and value."""
         return self.query.shape[-1], self.key.shape[-1], self.value.shape[-1]
-
-    @property
-    def is_half(self) -> bool:
-        return self.query.dtype in HALF
 
 
 def choose_kernel(
