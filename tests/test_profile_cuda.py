@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import threading
@@ -15,10 +16,11 @@ import pytest
 import torch
 
 from mem_gpt_cli.allocator.history import read_history
+from mem_gpt_cli.allocator.sizes import round_up
 from mem_gpt_cli.bench import cell
 from mem_gpt_cli.cli.main import run
 from mem_gpt_cli.errors import EnvironmentUnavailableError, UsageError
-from mem_gpt_cli.profile import profile
+from mem_gpt_cli.profile import per_token, profile
 from mem_gpt_cli.profile import run as profile_run
 from mem_gpt_cli.profile.device import CudaDevice, find_device
 from mem_gpt_cli.recipe.schema import Device, Recipe
@@ -27,7 +29,7 @@ from mem_gpt_cli.report.json import from_dict, to_dict
 from mem_gpt_cli.report.ladder import ladder
 from tests.fake_cuda import CONTEXT, CUBLAS, NAME, OTHERS, FakeCuda, fake_cuda
 from tests.fake_nvml import GIB, MIB, FakeGpu, FakeNvml, FakeProcess
-from tests.profiled import GPT2, LLAMA, small_recipe
+from tests.profiled import GPT2, INFERENCE, LLAMA, small_recipe
 
 STEPS = {"inference": 6, "training": 7}
 
@@ -160,6 +162,26 @@ def test_a_pass_for_memory_alone_is_two_passes_on_a_gpu() -> None:
     found = measure("inference", passes="memory")
     assert {of for _, _, of, _ in found.progress} == {2 * STEPS["inference"]}
     assert found.report.reserved_bytes == measured("inference").report.reserved_bytes
+
+
+def test_the_timeline_ends_with_the_run_and_not_with_its_clearing_away(tmp_path: Path) -> None:
+    path = tmp_path / "run.csv"
+    report = measure("inference", timeline=path).report
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    held = {name: int(rows[-1][f"{name}_bytes"]) for name in ("weights", "kv_cache")}
+    assert held["weights"] == report.phases[0].components["weights"]
+    assert held["kv_cache"] > 0
+
+
+def test_tokens_are_followed_on_a_gpu_too() -> None:
+    with fake_cuda(FakeCuda()):
+        tokens = per_token(cuda_recipe("inference"))
+    tensors, position = 2 * 3, 2 * 16 * 4 * INFERENCE["batch"]
+    assert [token.kv_cache_bytes for token in tokens.with_cache] == [
+        tensors * round_up((96 + step) * position, 512) for step in range(5)
+    ]
+    assert {token.kv_cache_bytes for token in tokens.without_cache} == {0}
 
 
 # -- what goes wrong

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -17,11 +18,36 @@ from mem_gpt_cli.profile.run import Job, run
 
 
 class BlockLog(TimedLog):
-    """Counts a storage as the block that CUDA's allocator rounds it up to, as the trace's components do."""
+    """The only record of a run on a GPU, so it notes the time of each event itself.
+
+    A storage counts as the block that CUDA's allocator rounds it up to, as in the trace's components.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.event_time_ns: list[int] = []
 
     def storage(self, nbytes: int, component: str | None = None) -> int:
         """A new storage's number."""
         return super().storage(round_up(nbytes, MIN_BLOCK_BYTES), component)
+
+    def account(self) -> Account:
+        """The events until the last span's end; the clearing away after it is no part of the workload."""
+        curves = self.curves()
+        time_ns = np.asarray(self.event_time_ns, dtype=np.int64)
+        own = time_ns <= self.span_end_ns[-1]
+        return Account(
+            self,
+            time_ns[own],
+            curves.live[own],
+            curves.by_component[own],
+            curves.operation[own],
+            curves.span[own],
+        )
+
+    def _append(self, storage: int, sign: int) -> None:
+        self.event_time_ns.append(time.time_ns())
+        super()._append(storage, sign)
 
 
 class TimedLedger(Ledger):
@@ -47,9 +73,9 @@ def recorded_run(job: Job, ticker: Ticker) -> Account:
     On a GPU the events are the ledger's: kernels' inner buffers are in its allocator's peak alone.
     """
     if isinstance(job.device, CudaDevice):
-        ledger = TimedLedger(job, BlockLog())
-        _run_under(ledger, job, ticker)
-        return _of_ledger(ledger.log)
+        blocks = BlockLog()
+        _run_under(TimedLedger(job, blocks), job, ticker)
+        return blocks.account()
     ledger = TimedLedger(job, TimedLog())
     with record_allocator() as trace:
         _run_under(ledger, job, ticker)
@@ -59,9 +85,3 @@ def recorded_run(job: Job, ticker: Ticker) -> Account:
 def _run_under(ledger: TimedLedger, job: Job, ticker: Ticker) -> None:
     with ledger:
         run(job, Ticking(ledger, ticker, lambda: ledger.log.live_bytes), built=ledger.modules.name)
-
-
-def _of_ledger(log: TimedLog) -> Account:
-    curves = log.curves()
-    time_ns = np.asarray(log.operation_time_ns, dtype=np.int64)[curves.operation]
-    return Account(log, time_ns, curves.live, curves.by_component, curves.operation, curves.span)
