@@ -46,6 +46,8 @@ class Ledger(TorchDispatchMode):
         kernel_buffers: the inner buffers of kernels that do not run; ``None`` where they really do.
         on_birth: called with the storage's number and the tensor at each birth.
         device: the type of device whose memory is counted.
+        birth_order: for an operator the order in which its kernel allocates its results, where it is another
+            than the one in which it returns them.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class Ledger(TorchDispatchMode):
         kernel_buffers: KernelBuffers | None = None,
         on_birth: Callable[[int, torch.Tensor], None] | None = None,
         device: str = "cpu",
+        birth_order: Mapping[Any, Sequence[int]] | None = None,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.log = EventLog()
@@ -62,6 +65,7 @@ class Ledger(TorchDispatchMode):
         self._kernel_buffers = kernel_buffers
         self._on_birth = on_birth
         self._device = device
+        self._birth_order = birth_order or {}
         self._numbers: dict[int, int | None] = {}
         self._watches: dict[int, weakref.ref[torch.UntypedStorage]] = {}
         self._names: dict[Any, str] = {}
@@ -136,7 +140,8 @@ class Ledger(TorchDispatchMode):
         if isinstance(result, torch.Tensor):
             self._count(result)
         elif isinstance(result, (tuple, list)):
-            for item in result:
+            order = self._birth_order.get(func)
+            for item in result if order is None else [result[index] for index in order]:
                 if isinstance(item, torch.Tensor):
                     self._count(item)
         if self._kernel_buffers is not None:

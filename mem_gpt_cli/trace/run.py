@@ -14,7 +14,7 @@ from mem_gpt_cli.ledger import EventLog, Ledger
 from mem_gpt_cli.model.build import initialise, materialise
 from mem_gpt_cli.model.facts import logits_width
 from mem_gpt_cli.recipe.schema import Recipe
-from mem_gpt_cli.trace.cuda.buffers import CudaKernels
+from mem_gpt_cli.trace.cuda.buffers import BIRTH_ORDER, CudaKernels
 from mem_gpt_cli.trace.cuda.steering import like_cuda
 from mem_gpt_cli.trace.faithful import like_the_real_run
 from mem_gpt_cli.trace.kernels import CpuKernels
@@ -56,7 +56,11 @@ def fake_run(
     cpu = CpuKernels()
     oracle: Routing | None = None
     with FakeTensorMode(allow_non_fake_inputs=True), like_the_real_run():
-        ledger = Ledger(logits_width=logits_width(model), kernel_buffers=CudaKernels(gpu) if gpu else cpu)
+        ledger = Ledger(
+            logits_width=logits_width(model),
+            kernel_buffers=CudaKernels(gpu) if gpu else cpu,
+            birth_order=BIRTH_ORDER if gpu else None,
+        )
         ledger.modules.name(model)
         workload = workload_of(recipe)
         with ExitStack() as stack:

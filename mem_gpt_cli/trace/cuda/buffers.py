@@ -1,19 +1,28 @@
-"""The buffers that CUDA's kernels and libraries take beside their results; the rules stand in the modules here."""
+"""The buffers that CUDA's kernels and libraries take beside their results, by the rules of the modules here."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
 from mem_gpt_cli.devices.gpu import Gpu
 from mem_gpt_cli.ledger import EventLog
+from mem_gpt_cli.trace.cuda import attention_kernels, kernels
 from mem_gpt_cli.trace.cuda.blas import BlasWorkspaces
 
-Rule = Callable[[Gpu, tuple[Any, ...], Mapping[str, Any], Any], Sequence[int]]
-RULES: dict[Any, Rule] = {}
+RULES = attention_kernels.RULES | kernels.RULES
 """For each operator the bytes of the buffers that its kernel allocates and frees, in order of allocation."""
+
+
+BIRTH_ORDER: dict[Any, tuple[int, ...]] = {
+    torch.ops.aten.native_dropout.default: (
+        1,
+        0,
+    ),  # the mask, then the result: native_dropout_cuda, Dropout.cu
+}
+"""Results in the order in which their kernel allocates them: where a block lies depends on it."""
 
 
 class CudaKernels:
