@@ -7,8 +7,9 @@ is materialised, flash attention is lost. Each patch here undoes one such depart
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 from unittest import mock
 
@@ -25,9 +26,27 @@ def _not_fake(_: Any) -> bool:
     return False
 
 
-def _single_sequence(_: torch.Tensor) -> None:
-    """``find_packed_sequence_indices`` looks at position ids for several packed sequences: there is one."""
-    return
+def _single_sequence(position_ids: torch.Tensor) -> None:
+    """``find_packed_sequence_indices`` looks whether there are several packed sequences: there is one.
+
+    It computes the sequence of each position, and gives that up once all of them are in the first.
+    """
+    from transformers import masking_utils
+
+    with mock.patch.object(masking_utils, "is_tracing", _tracing):
+        sequence = _find_packed_sequence_indices()(position_ids)
+    (sequence[:, -1] == 0).all()
+
+
+def _tracing(_: Any) -> bool:
+    return True
+
+
+@cache
+def _find_packed_sequence_indices() -> Callable[[torch.Tensor], torch.Tensor]:
+    from transformers import masking_utils
+
+    return masking_utils.find_packed_sequence_indices  # type: ignore[no-any-return]
 
 
 def _grouped_mm(
@@ -122,6 +141,7 @@ def like_the_real_run() -> Iterator[None]:
     from transformers import masking_utils
     from transformers.utils import import_utils
 
+    _find_packed_sequence_indices()  # the original, before it is replaced
     with (
         mock.patch.object(import_utils, "is_fake_tensor", _not_fake),
         mock.patch.object(masking_utils, "find_packed_sequence_indices", _single_sequence),

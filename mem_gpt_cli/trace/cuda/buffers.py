@@ -1,4 +1,4 @@
-"""The buffers that CUDA's kernels and libraries take beside their results, by the rules of the modules here."""
+"""What CUDA's kernels and libraries take beside their results, by the rules of the modules here."""
 
 from __future__ import annotations
 
@@ -17,10 +17,7 @@ RULES = attention_kernels.RULES | kernels.RULES
 
 
 BIRTH_ORDER: dict[Any, tuple[int, ...]] = {
-    torch.ops.aten.native_dropout.default: (
-        1,
-        0,
-    ),  # the mask, then the result: native_dropout_cuda, Dropout.cu
+    torch.ops.aten.native_dropout.default: (1, 0),  # the mask first: native_dropout_cuda in Dropout.cu
 }
 """Results in the order in which their kernel allocates them: where a block lies depends on it."""
 
