@@ -1,4 +1,7 @@
-"""Rehearse recipes on a GPU that is not there: ``python -m benchmarks.rehearsal.run --python ENV --gpu h100``."""
+"""Rehearse recipes on a GPU that is not there.
+
+``python -m benchmarks.rehearsal.run --python ENV --gpu h100 --cells benchmarks/rehearsal/cells.txt``
+"""
 
 from __future__ import annotations
 
