@@ -21,8 +21,9 @@ import pytest
 from benchmarks.gpu import ROOT, accuracy, predictions, sources, summary
 from benchmarks.gpu.__main__ import main
 from benchmarks.gpu.cells import KitCell, cells_of
+from benchmarks.gpu.child import run_child
 from benchmarks.gpu.clock import Clock
-from benchmarks.gpu.crew import Crew, Job
+from benchmarks.gpu.crew import Crew, Job, Rest
 from benchmarks.gpu.histories import record
 from benchmarks.gpu.kit import Kit
 from benchmarks.gpu.record import LeftOutError, Record, runs_in
@@ -177,10 +178,11 @@ def test_a_cell_that_the_end_cuts_off_has_no_row_and_a_slow_one_has(tmp_path: Pa
     stage = accuracy._Stage(kit_on_cpu(tmp_path), tmp_path / "accuracy.csv", {})
     job = stage.job(cells_of("cpu", "accuracy")[0])
     assert job.need_bytes > 0
-    assert not job.run(SlowWorker(), 10.0, 0)
+    assert job.run(SlowWorker(), 10.0, 0) is None
+    finish = job.run(SlowWorker(), 10_000.0, 0)
+    assert finish is not None
     assert not stage.path.exists()
-    stage = accuracy._Stage(kit_on_cpu(tmp_path, clock=Clock(10_000)), tmp_path / "accuracy.csv", {})
-    assert stage.job(cells_of("cpu", "accuracy")[0]).run(SlowWorker(), 10_000.0, 0)
+    finish(0.0)
     (row,) = rows_of(stage.path)
     assert row["status"] == "error"
     assert row["measured_peak_allocated_bytes"] is None
@@ -197,8 +199,10 @@ class StarvedWorker(Worker):
 def test_what_runs_out_of_memory_beside_others_is_tried_alone(
     others: int, again: int, tmp_path: Path
 ) -> None:
-    stage = accuracy._Stage(kit_on_cpu(tmp_path, clock=Clock(10_000)), tmp_path / "accuracy.csv", {})
-    assert stage.job(cells_of("cpu", "accuracy")[0]).run(StarvedWorker(), 10_000.0, others)
+    stage = accuracy._Stage(kit_on_cpu(tmp_path), tmp_path / "accuracy.csv", {})
+    finish = stage.job(cells_of("cpu", "accuracy")[0]).run(StarvedWorker(), 10_000.0, others)
+    assert finish is not None
+    finish(1.0)
     assert len(stage.crowded_out) == again
     assert rows_of(stage.path)[0]["status"] == "oom"
 
@@ -208,12 +212,13 @@ class Watched:
 
     def __init__(self) -> None:
         self.order: list[str] = []
+        self.finished: list[str] = []
         self.highest = 0
         self._running: dict[str, int] = {}
         self._lock = threading.Lock()
 
     def job(self, name: str, need: int) -> Job:
-        def run(worker: Worker, left_s: float, others: int) -> bool:  # noqa: ARG001
+        def run(worker: Worker, left_s: float, others: int) -> Rest:  # noqa: ARG001
             with self._lock:
                 self.order.append(name)
                 self._running[name] = need
@@ -222,7 +227,7 @@ class Watched:
             time.sleep(0.05)
             with self._lock:
                 del self._running[name]
-            return True
+            return lambda _: self.finished.append(name)
 
         return Job(name, need, run)
 
@@ -233,7 +238,7 @@ def test_cells_side_by_side_stay_within_the_room() -> None:
     left = Crew(4, 100, Clock(60)).run([watched.job(name, need) for name, need in needs.items()])
     assert left == []
     assert watched.order[0] == "huge"
-    assert sorted(watched.order) == sorted(needs)
+    assert sorted(watched.order) == sorted(watched.finished) == sorted(needs)
     assert 60 < watched.highest <= 100
 
 
@@ -242,11 +247,25 @@ def test_a_crew_stops_in_time_and_passes_errors_on() -> None:
     assert Crew(2, None, Clock(100), share=0.01).run([watched.job("late", 1)]) == ["late"]
     assert watched.order == []
 
-    def broken(worker: Worker, left_s: float, others: int) -> bool:  # noqa: ARG001
+    def broken(worker: Worker, left_s: float, others: int) -> Rest:  # noqa: ARG001
         raise OSError("disk full")
 
     with pytest.raises(OSError, match="disk full"):
         Crew(2, None, Clock(60)).run([Job("broken", 1, broken), watched.job("other", 1)])
+
+
+def test_a_child_ends_in_time_with_its_own_children(tmp_path: Path) -> None:
+    noted = tmp_path / "pid"
+    code = f"""
+import pathlib, subprocess
+child = subprocess.Popen(["sleep", "60"])
+pathlib.Path({str(noted)!r}).write_text(str(child.pid))
+child.wait()
+"""
+    with pytest.raises(subprocess.TimeoutExpired):
+        run_child([sys.executable, "-S", "-c", code], 2.0)
+    state = Path(f"/proc/{noted.read_text()}/stat")
+    assert not state.exists() or state.read_text().rpartition(")")[2].split()[0] == "Z"
 
 
 def test_stages_end_one_after_the_other_before_the_limit() -> None:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu import predictions
 from benchmarks.gpu.cells import KitCell, cells_of
-from benchmarks.gpu.crew import Crew, Job
+from benchmarks.gpu.crew import Crew, Job, Rest
 from benchmarks.gpu.figures import DIFFERENCES, FIGURES, differences, figures_of, prefixed
 from benchmarks.gpu.kit import Kit
 from mem_gpt_cli.bench.columns import RECIPE_KEYS, Row, row_of
@@ -101,8 +102,9 @@ class _Stage:
     crowded_out: list[Job] = field(default_factory=list)
 
     def job(self, cell: KitCell) -> Job:
-        def run(worker: Worker, left_s: float, others: int) -> bool:
-            return self._run(cell, worker, left_s, others)
+        def run(worker: Worker, left_s: float, others: int) -> Rest | None:
+            measured = self._measure(cell, worker, left_s, others)
+            return None if measured is None else partial(self._finish, cell, worker, others, measured)
 
         return Job(cell.name, self._need(cell), run)
 
@@ -112,21 +114,24 @@ class _Stage:
         need = known.get("peak_reserved_bytes") or known.get("peak_allocated_bytes")
         return need or int(FORMULA_MARGIN * estimate(cell.on(self.kit.device)).allocated_bytes)
 
-    def _run(self, cell: KitCell, worker: Worker, left_s: float, others: int) -> bool:
+    def _measure(self, cell: KitCell, worker: Worker, left_s: float, others: int) -> Outcome | None:
+        """What became of the cell on the device; ``None`` where the end of the time cut it off."""
         time_s = min(left_s, CELL_S)
-        traced = worker.run(cell.on(self.kit.gpu), ("trace",), time_s, _unwatched)
-        time_s = min(self.kit.clock.left(), left_s, CELL_S)
         measured = worker.run(cell.on(self.kit.device), ("profile",), time_s, _unwatched)
         if measured.status in ("error", "oom"):
             worker.close()  # a CUDA context may be beyond repair
         if time_s < CELL_S and "took longer" in (measured.error or ""):
-            return False
+            return None
         if measured.status == "oom" and others:
             self.crowded_out.append(self.job(cell))
+        return measured
+
+    def _finish(self, cell: KitCell, worker: Worker, others: int, measured: Outcome, left_s: float) -> None:
+        """Trace the cell with this machine's torch, which takes no memory of the device, and add its row."""
+        traced = worker.run(cell.on(self.kit.gpu), ("trace",), min(left_s, CELL_S), _unwatched)
         row = self._row(cell, traced, measured, others)
         append_row(self.path, COLUMNS, row)
         self.kit.say(f"{cell.name} {row['status']} {_brief(row)} {cell.cell.key}")
-        return True
 
     def _row(self, cell: KitCell, traced: Outcome, measured: Outcome, others: int) -> Row:
         known = row_of(cell.sweep, self.kit.started, cell.cell, ("profile",), measured)

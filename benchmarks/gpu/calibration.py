@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 
-from benchmarks.gpu import ROOT
+from benchmarks.gpu.child import run_child
 from benchmarks.gpu.kit import Kit
 from benchmarks.gpu.record import LeftOutError
 from mem_gpt_cli.devices.calibration import VARIABLE, read_calibrations
@@ -38,9 +38,7 @@ def run(kit: Kit, share: float) -> list[str]:
         str(STEP_S),
     ]
     try:
-        done = subprocess.run(
-            command, cwd=ROOT, capture_output=True, text=True, timeout=kit.clock.left(share)
-        )
+        done = run_child(command, kit.clock.left(share))
     except subprocess.TimeoutExpired:
         return ["calibration"]
     if done.returncode or not read_calibrations(path):

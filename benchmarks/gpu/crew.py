@@ -13,17 +13,22 @@ LEAST_S = 5.0
 """Nothing is begun with less time than this."""
 
 
+Rest = Callable[[float], None]
+"""What is left to do of a job once its memory is free again; called with the seconds that are left."""
+
+
 @dataclass(frozen=True)
 class Job:
     """One cell for a worker.
 
     ``need_bytes`` is the memory that it is expected to take. ``run`` is called with the worker, the seconds
-    that are left and how many other jobs run beside it; it answers whether the job came to its end.
+    that are left and how many other jobs run beside it; it answers with the rest of the job, or with ``None``
+    where the end of the time cut it off.
     """
 
     name: str
     need_bytes: int
-    run: Callable[[Worker, float, int], bool]
+    run: Callable[[Worker, float, int], Rest | None]
 
 
 class Crew:
@@ -67,11 +72,13 @@ class Crew:
             while (taken := self._take()) is not None:
                 job, others = taken
                 try:
-                    finished = job.run(worker, self._clock.left(self._share), others)
+                    rest = job.run(worker, self._clock.left(self._share), others)
                 finally:
                     self._release(job)
-                if not finished:
+                if rest is None:
                     self._left.append(job.name)
+                else:
+                    rest(self._clock.left(self._share))
         except BaseException as error:
             self._error = error
         finally:

@@ -14,7 +14,7 @@ from contextlib import suppress
 from importlib.metadata import distributions
 from typing import Any
 
-from benchmarks.gpu import ROOT
+from benchmarks.gpu.child import run_child
 from mem_gpt_cli.errors import EnvironmentUnavailableError
 
 PACKAGES = """
@@ -37,7 +37,7 @@ def gathered(device: str) -> dict[str, Any]:
         EnvironmentUnavailableError: if there is no such device.
     """
     command = [sys.executable, "-m", "benchmarks.gpu.facts", device]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=LIMIT_S)
+    done = run_child(command, LIMIT_S)
     if done.returncode:
         raise EnvironmentUnavailableError((done.stderr.strip().splitlines() or ["no answer"])[-1])
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])

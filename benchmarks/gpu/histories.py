@@ -13,8 +13,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu import ROOT
 from benchmarks.gpu.cells import KitCell, cells_of
+from benchmarks.gpu.child import run_child
 from benchmarks.gpu.crew import LEAST_S
 from benchmarks.gpu.kit import Kit
 from benchmarks.gpu.record import LeftOutError
@@ -51,14 +51,11 @@ def _append(path: Path, cell: KitCell, kit: Kit, seconds: float) -> bool:
         recorded = Path(folder) / "history.json"
         recipe = cell.on(kit.device)
         try:
-            done = subprocess.run(
+            done = run_child(
                 [sys.executable, "-m", "benchmarks.gpu.histories", str(recorded)],
-                input=json.dumps(resolved(recipe)),
-                cwd=ROOT,
-                env=environment_of(recipe.device.allocator),
-                capture_output=True,
-                text=True,
-                timeout=seconds,
+                seconds,
+                text=json.dumps(resolved(recipe)),
+                environment=environment_of(recipe.device.allocator),
             )
         except subprocess.TimeoutExpired:
             return False

@@ -10,7 +10,7 @@ from typing import Any
 from benchmarks.gpu import RESULTS
 from benchmarks.gpu.cells import KitCell
 from benchmarks.gpu.clock import Clock
-from benchmarks.gpu.crew import Crew, Job
+from benchmarks.gpu.crew import Crew, Job, Rest
 from benchmarks.gpu.figures import FIGURES, figures_of
 from benchmarks.gpu.sources import commit
 from mem_gpt_cli.bench.columns import Row, row_of
@@ -44,7 +44,10 @@ def predict(cells: Sequence[KitCell], device: str, started: str, on_row: Callabl
     sources = commit()
 
     def job(cell: KitCell) -> Job:
-        def run(worker: Worker, left_s: float, beside: int) -> bool:  # noqa: ARG001
+        def run(worker: Worker, left_s: float, others: int) -> Rest:  # noqa: ARG001
+            return lambda _: trace(worker)
+
+        def trace(worker: Worker) -> None:
             outcome = worker.run(cell.on(device), ("trace",), None, _unwatched)
             row = row_of(cell.sweep, started, cell.cell, ("trace",), outcome)
             figures = figures_of(outcome.reports.get("trace"))
@@ -56,7 +59,6 @@ def predict(cells: Sequence[KitCell], device: str, started: str, on_row: Callabl
                 **figures,
             }
             on_row(rows[cell.name])
-            return True
 
         return Job(cell.name, 0, run)
 

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from benchmarks.gpu import ROOT
+from benchmarks.gpu.child import run_child
 from benchmarks.gpu.kit import Kit
 from benchmarks.gpu.record import LeftOutError
 
@@ -27,9 +28,7 @@ def run(kit: Kit, share: float) -> list[str]:
     command = [sys.executable, "-m", "pytest", "-m", MARK, "-q", "-p", "no:cacheprovider", *files]
     with (kit.out / NAME).open("w") as file:
         try:
-            done = subprocess.run(
-                command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, timeout=kit.clock.left(share)
-            )
+            done = run_child(command, kit.clock.left(share), output=file)
         except subprocess.TimeoutExpired:
             return ["tests"]
     if done.returncode not in (0, NO_TESTS):
