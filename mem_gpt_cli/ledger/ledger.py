@@ -24,6 +24,12 @@ aten = torch.ops.aten
 _IN_A_BLOCK = re.compile(r"\.\d+(\.|$)")
 
 
+Birth = tuple[torch.Tensor, int | None]
+"""A result and what the kernel allocates for it, in bytes: ``None`` for its size, 0 on another device."""
+Births = Callable[[Any], Iterable[Birth]]
+"""Given an operator's results, their births in the order of allocation."""
+
+
 class KernelBuffers(Protocol):
     """Knows what kernels allocate and free inside one operator, which no tensor shows."""
 
@@ -46,8 +52,8 @@ class Ledger(TorchDispatchMode):
         kernel_buffers: the inner buffers of kernels that do not run; ``None`` where they really do.
         on_birth: called with the storage's number and the tensor at each birth.
         device: the type of device whose memory is counted.
-        birth_order: for an operator the order in which its kernel allocates its results, where it is another
-            than the one in which it returns them.
+        births: for an operator what it leaves in the device's memory, where that is not its results as they
+            are and in their order; see ``Birth``.
     """
 
     def __init__(
@@ -56,7 +62,7 @@ class Ledger(TorchDispatchMode):
         kernel_buffers: KernelBuffers | None = None,
         on_birth: Callable[[int, torch.Tensor], None] | None = None,
         device: str = "cpu",
-        birth_order: Mapping[Any, Sequence[int]] | None = None,
+        births: Mapping[Any, Births] | None = None,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.log = EventLog()
@@ -65,7 +71,7 @@ class Ledger(TorchDispatchMode):
         self._kernel_buffers = kernel_buffers
         self._on_birth = on_birth
         self._device = device
-        self._birth_order = birth_order or {}
+        self._births = births or {}
         self._numbers: dict[int, int | None] = {}
         self._watches: dict[int, weakref.ref[torch.UntypedStorage]] = {}
         self._names: dict[Any, str] = {}
@@ -140,10 +146,14 @@ class Ledger(TorchDispatchMode):
         if isinstance(result, torch.Tensor):
             self._count(result)
         elif isinstance(result, (tuple, list)):
-            order = self._birth_order.get(func)
-            for item in result if order is None else [result[index] for index in order]:
-                if isinstance(item, torch.Tensor):
-                    self._count(item)
+            births = self._births.get(func)
+            for tensor, nbytes in births(result) if births else ((item, None) for item in result):
+                if not isinstance(tensor, torch.Tensor):
+                    continue
+                if nbytes == 0:
+                    self.keep_out(tensor)
+                else:
+                    self._count(tensor, nbytes)
         if self._kernel_buffers is not None:
             inner = self._kernel_buffers(self.log, func, args, kwargs, result)
             for storage in inner:
@@ -163,18 +173,18 @@ class Ledger(TorchDispatchMode):
 
         return counted
 
-    def _count(self, tensor: torch.Tensor) -> None:
+    def _count(self, tensor: torch.Tensor, nbytes: int | None = None) -> None:
         for leaf in _plain(tensor):
-            self._number(leaf)
+            self._number(leaf, nbytes)
 
-    def _number(self, tensor: torch.Tensor) -> int | None:
+    def _number(self, tensor: torch.Tensor, nbytes: int | None = None) -> int | None:
         """The number of the tensor's storage, counting it now if it is new; ``None`` for an empty one."""
         if tensor.device.type != self._device:
             return None
         storage = tensor.untyped_storage()
         if storage._cdata in self._numbers:
             return self._numbers[storage._cdata]
-        nbytes = storage.nbytes()
+        nbytes = storage.nbytes() if nbytes is None else nbytes
         if nbytes == 0:
             return None
         number = self.log.storage(nbytes, self._born_as(tensor))

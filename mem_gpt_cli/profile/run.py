@@ -61,10 +61,10 @@ def run(
     with observer.phase("load"):
         model = build(job.source, recipe, job.device.torch_device)
         observer.mark("weights", [*model.parameters(), *model.buffers()])
+        tokens = random_tokens(job, workload.lengths.prompt)
     if built is not None:
         built(model)
     workload.prepare(model, observer)
-    tokens = random_tokens(job, workload.lengths.prompt)
     if warm_up:
         with torch.no_grad(), autocast(recipe, tokens.device):
             model(input_ids=tokens[:, :WARM_UP_TOKENS], use_cache=False)

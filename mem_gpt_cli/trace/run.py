@@ -14,7 +14,8 @@ from mem_gpt_cli.ledger import EventLog, Ledger
 from mem_gpt_cli.model.build import initialise, materialise
 from mem_gpt_cli.model.facts import logits_width
 from mem_gpt_cli.recipe.schema import Recipe
-from mem_gpt_cli.trace.cuda.buffers import BIRTH_ORDER, CudaKernels
+from mem_gpt_cli.trace.cuda.births import BIRTHS
+from mem_gpt_cli.trace.cuda.buffers import CudaKernels
 from mem_gpt_cli.trace.cuda.steering import like_cuda
 from mem_gpt_cli.trace.faithful import like_the_real_run
 from mem_gpt_cli.trace.kernels import CpuKernels
@@ -59,7 +60,7 @@ def fake_run(
         ledger = Ledger(
             logits_width=logits_width(model),
             kernel_buffers=CudaKernels(gpu) if gpu else cpu,
-            birth_order=BIRTH_ORDER if gpu else None,
+            births=BIRTHS if gpu else None,
         )
         ledger.modules.name(model)
         workload = workload_of(recipe)
@@ -73,8 +74,8 @@ def fake_run(
                 materialise(model, torch.device("cpu"))
                 ledger.mark("weights", [*model.parameters(), *model.buffers()])
                 initialise(model)
+                tokens = torch.zeros(recipe.workload.batch, workload.lengths.prompt, dtype=torch.long)
             workload.prepare(model, ledger)
-            tokens = torch.zeros(recipe.workload.batch, workload.lengths.prompt, dtype=torch.long)
             if isinstance(workload, Inference) and not every_step:
                 ends_only(workload, model, tokens, ledger)
             else:

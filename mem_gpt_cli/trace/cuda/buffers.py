@@ -16,12 +16,6 @@ RULES = attention_kernels.RULES | kernels.RULES
 """For each operator the bytes of the buffers that its kernel allocates and frees, in order of allocation."""
 
 
-BIRTH_ORDER: dict[Any, tuple[int, ...]] = {
-    torch.ops.aten.native_dropout.default: (1, 0),  # the mask first: native_dropout_cuda in Dropout.cu
-}
-"""Results in the order in which their kernel allocates them: where a block lies depends on it."""
-
-
 class CudaKernels:
     """What the kernels of one GPU take; cuBLAS's workspaces stay once they are there."""
 
