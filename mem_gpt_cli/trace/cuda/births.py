@@ -17,7 +17,7 @@ FP32 = 4
 
 
 def mask_first(result: Any) -> Iterator[Birth]:
-    """Dropout makes its mask before its output. Source: ``native_dropout_cuda``, ATen/native/cuda/Dropout.cu."""
+    """Dropout makes its mask before its output: ``native_dropout_cuda`` in ATen/native/cuda/Dropout.cu."""
     output, mask = result
     yield mask, None
     yield output, None
