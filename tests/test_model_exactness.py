@@ -56,6 +56,9 @@ OUTSIDE = {
 }
 """Keys of hub configs that the classes read from their keyword arguments, without a field."""
 
+NEWER = {"output_router_logits", "swiglu_limit", "swiglu_alpha"}
+"""Keys that transformers 5.17 does not ask every config for; later versions made them fields of more classes."""
+
 
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
 def test_defaults_are_those_of_the_config_class(model_type: str) -> None:
@@ -66,7 +69,8 @@ def test_defaults_are_those_of_the_config_class(model_type: str) -> None:
         if key in OUTSIDE or (model_type, key) in COMPUTED:
             continue
         spellings = [key, *(alias for alias, target in family.aliases.items() if target == key)]
-        assert own == next(fields[name].default for name in spellings if name in fields), key
+        found = [fields[name].default for name in spellings if name in fields]
+        assert found[:1] == [own] or (key in NEWER and not found), key
     for alias, key in CONFIG_MAPPING[model_type].attribute_map.items():
         assert key not in family.defaults or family.aliases[alias] == key
 
