@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from mem_gpt_cli.devices.gpu import Gpu
-from mem_gpt_cli.trace.cuda.sdpa_choice import HALF, Kernel, choose_kernel
+from mem_gpt_cli.trace.cuda.sdpa_choice import HALF, Build, Kernel, choose_kernel
 
 aten = torch.ops.aten
 
@@ -26,8 +26,12 @@ _CUDNN_MASKED_OUT = -65504.0
 
 
 @contextmanager
-def attention_of(gpu: Gpu) -> Iterator[None]:
-    """While entered, ``torch.nn.functional.scaled_dot_product_attention`` is the GPU's."""
+def attention_of(gpu: Gpu, made_by: Build | None = None) -> Iterator[None]:
+    """While entered, ``torch.nn.functional.scaled_dot_product_attention`` is the GPU's.
+
+    Args:
+        made_by: the build of torch that is to run there; by default one of the version that runs here.
+    """
 
     def on_gpu(
         query: Tensor,
@@ -40,7 +44,7 @@ def attention_of(gpu: Gpu) -> Iterator[None]:
         enable_gqa: bool = False,
     ) -> Tensor:
         return scaled_dot_product_attention(
-            gpu, query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa
+            gpu, query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa, made_by
         )
 
     with mock.patch.object(torch.nn.functional, "scaled_dot_product_attention", on_gpu):
@@ -57,6 +61,7 @@ def scaled_dot_product_attention(
     is_causal: bool = False,
     scale: float | None = None,
     enable_gqa: bool = False,
+    made_by: Build | None = None,
 ) -> Tensor:
     """Attention as ``torch.nn.functional`` defines it, by the operators that ``gpu`` would run.
 
@@ -67,7 +72,18 @@ def scaled_dot_product_attention(
         query, key, value = (_lowered(tensor) for tensor in (query, key, value))
         attn_mask = None if attn_mask is None else _lowered(attn_mask)
     needs_grad = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (query, key, value))
-    kernel = choose_kernel(gpu, query, key, value, attn_mask, dropout_p, is_causal, enable_gqa, needs_grad)
+    kernel = choose_kernel(
+        gpu,
+        query,
+        key,
+        value,
+        attn_mask,
+        dropout_p,
+        is_causal,
+        enable_gqa,
+        needs_grad,
+        made_by=made_by,
+    )
     with torch.autocast("cpu", enabled=False):
         if kernel == "math":
             return _math(
