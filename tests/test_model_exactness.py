@@ -57,7 +57,7 @@ OUTSIDE = {
 """Keys of hub configs that the classes read from their keyword arguments, without a field."""
 
 NEWER = {"output_router_logits", "swiglu_limit", "swiglu_alpha"}
-"""Keys that transformers 5.17 does not ask every config for; later versions made them fields of more classes."""
+"""Keys that later versions than transformers 5.17 made fields of more classes."""
 
 
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
