@@ -91,7 +91,7 @@ def test_masks_of_dropout_take_a_byte_an_element() -> None:
 
 
 def test_a_run_beyond_the_budget_dies_at_a_place() -> None:
-    fits = traced(*TRAINING, "budget.memory=1200MiB")
+    fits = traced(*TRAINING, "budget.memory=1300MiB")
     assert fits.details["allocator"]["out_of_memory"] is None
     tight = traced(*TRAINING, "budget.memory=800MiB")
     death = tight.details["allocator"]["out_of_memory"]
