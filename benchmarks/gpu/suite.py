@@ -25,7 +25,7 @@ def run(kit: Kit, share: float) -> list[str]:
     files = gpu_test_files()
     if not files:
         raise LeftOutError("no test is marked as needing a GPU")
-    command = [sys.executable, "-m", "pytest", "-m", MARK, "-q", "-p", "no:cacheprovider", *files]
+    command = [sys.executable, "-m", "pytest", "-m", MARK, "-v", "-p", "no:cacheprovider", *files]
     with (kit.out / NAME).open("w") as file:
         try:
             done = run_child(command, kit.clock.left(share), output=file)
@@ -38,6 +38,7 @@ def run(kit: Kit, share: float) -> list[str]:
 
 def gpu_test_files() -> Sequence[str]:
     """The files that hold such tests: others may want packages that are not on the GPU's machine."""
-    folder = ROOT / "tests"
+    # By name backwards: the slowest, test_calibration, comes last.
+    backwards = sorted((ROOT / "tests").glob("test_*.py"), reverse=True)
     mark = f"pytest.mark.{MARK}"
-    return [str(path) for path in sorted(folder.glob("test_*.py")) if mark in path.read_text()]
+    return [str(path) for path in backwards if mark in path.read_text()]
