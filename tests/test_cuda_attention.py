@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from mem_gpt_cli.devices.catalogue import find_gpu
 from mem_gpt_cli.devices.gpu import Gpu
 from mem_gpt_cli.trace.cuda import attention_kernels, kernels
+from mem_gpt_cli.trace.cuda.births import BIRTHS
 from mem_gpt_cli.trace.cuda.sdpa import attention_of
 from mem_gpt_cli.trace.cuda.sdpa_choice import build, choose_kernel
 from tests.cuda_attention.cases import BACKENDS, Call, Kernel, allocations, choices
@@ -52,9 +53,10 @@ class Blocks(TorchDispatchMode):
         kwargs = dict(kwargs or {})
         result = func(*args, **kwargs)
         self.operators.append(func)
-        absent = attention_kernels.ABSENT_RESULTS.get(func, lambda *_: ())(args, kwargs)
-        for position, item in enumerate(result if isinstance(result, (tuple, list)) else [result]):
-            if isinstance(item, torch.Tensor) and position not in absent:
+        results = result if isinstance(result, (tuple, list)) else [result]
+        births = BIRTHS[func](args, result) if func in BIRTHS else ((item, None) for item in results)
+        for item, nbytes in births:
+            if isinstance(item, torch.Tensor) and nbytes != 0:
                 self._note(item)
         inner = RULES[func](self.gpu, args, kwargs, result) if func in RULES else ()
         self.events += [*inner, *(-nbytes for nbytes in inner)]

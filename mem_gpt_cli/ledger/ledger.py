@@ -26,8 +26,8 @@ _IN_A_BLOCK = re.compile(r"\.\d+(\.|$)")
 
 Birth = tuple[torch.Tensor, int | None]
 """A result and what the kernel allocates for it, in bytes: ``None`` for its size, 0 on another device."""
-Births = Callable[[Any], Iterable[Birth]]
-"""Given an operator's results, their births in the order of allocation."""
+Births = Callable[[tuple[Any, ...], Any], Iterable[Birth]]
+"""Given an operator's arguments and results, the results' births in the order of allocation."""
 
 
 class KernelBuffers(Protocol):
@@ -147,7 +147,7 @@ class Ledger(TorchDispatchMode):
             self._count(result)
         elif isinstance(result, (tuple, list)):
             births = self._births.get(func)
-            for tensor, nbytes in births(result) if births else ((item, None) for item in result):
+            for tensor, nbytes in births(args, result) if births else ((item, None) for item in result):
                 if not isinstance(tensor, torch.Tensor):
                     continue
                 if nbytes == 0:

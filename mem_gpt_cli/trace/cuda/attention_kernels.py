@@ -163,23 +163,6 @@ RULES: dict[Any, Callable[[Gpu, Args, Kwargs, Any], Sequence[int]]] = {
 }
 
 
-def random_state(args: Args, kwargs: Kwargs) -> Sequence[int]:
-    """Seed and offset lie in the host's memory. Source: Note [Seed and Offset Device] in attention.cu."""
-    return [2, 3]
-
-
-def logsumexp(args: Args, kwargs: Kwargs) -> Sequence[int]:
-    """Without gradients it is not made, whatever the shape function says: see ``run_cudnn_SDP_fprop``."""
-    return [] if _argument(args, kwargs, 4, "compute_log_sumexp", False) else [1]
-
-
-ABSENT_RESULTS: dict[Any, Callable[[Args, Kwargs], Sequence[int]]] = {
-    aten._scaled_dot_product_efficient_attention.default: random_state,
-    aten._scaled_dot_product_cudnn_attention.default: logsumexp,
-}
-"""For each operator the positions of those results that take none of the GPU's memory."""
-
-
 def _argument(args: Args, kwargs: Kwargs, position: int, name: str, default: Any) -> Any:
     return args[position] if len(args) > position else kwargs.get(name, default)
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from mem_gpt_cli.allocator.replay import Death, Replay, replay
 from mem_gpt_cli.ledger import Curves, EventLog, Operation
-from mem_gpt_cli.trace.cuda.card import Card
+from mem_gpt_cli.devices.card import Card
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,43 @@
+"""Every departure of CUDA from the CPU is one named rule, with its source, on the page and in a test."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mem_gpt_cli.trace.cuda import attention_kernels, kernels
+from mem_gpt_cli.trace.cuda.autocast import cuda_autocast_lists
+from mem_gpt_cli.trace.cuda.births import BIRTHS
+from mem_gpt_cli.trace.cuda.composites import dropout, log_softmax, softmax
+from mem_gpt_cli.trace.cuda.host import host_tensors
+from mem_gpt_cli.trace.cuda.sdpa_choice import choose_kernel
+
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / "docs" / "cuda.md").read_text(encoding="utf-8")
+
+STEERING = (host_tensors, cuda_autocast_lists, softmax, log_softmax, dropout, choose_kernel)
+BUFFERS = (*attention_kernels.RULES.values(), *kernels.RULES.values())
+RULES: dict[str, Callable[..., Any]] = {rule.__name__: rule for rule in (*STEERING, *BUFFERS, *BIRTHS.values())}
+
+
+def test_there_are_rules_of_every_kind() -> None:
+    assert len(RULES) > 20
+    assert not attention_kernels.RULES.keys() & kernels.RULES.keys()
+
+
+@pytest.mark.parametrize("name", sorted(RULES))
+def test_each_rule_says_in_a_sentence_what_it_does_and_from_where(name: str) -> None:
+    rule = RULES[name]
+    text = inspect.getdoc(rule) or ""
+    module = inspect.getdoc(inspect.getmodule(rule)) or ""
+    assert text.splitlines()[0].rstrip().endswith((".", ":"))
+    assert "ATen" in text + module or "torch/" in text + module, "no source is named"
+
+
+@pytest.mark.parametrize("name", sorted(RULES))
+def test_each_rule_stands_on_the_page(name: str) -> None:
+    assert f"`{name}`" in PAGE
