@@ -158,7 +158,7 @@ class Ledger(TorchDispatchMode):
             inner = self._kernel_buffers(self.log, func, args, kwargs, result)
             for storage in inner:
                 self.log.birth(storage)
-            for storage in inner:
+            for storage in reversed(inner):  # locals of C++ go in the reverse order of their making
                 self.log.death(storage)
         return result
 
