@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING
 
 from mem_gpt_cli.allocator.block import Block
 from mem_gpt_cli.allocator.caching import CachingAllocator
 from mem_gpt_cli.allocator.out_of_memory import OutOfMemory
 from mem_gpt_cli.allocator.settings import AllocatorSettings
 
-Int64 = npt.NDArray[np.int64]
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    Int64 = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,8 @@ def replay(
     A storage may be born again after its death. ``capacity`` and ``device_bytes`` are as for
     ``CachingAllocator``. Raises ``ValueError`` for the birth of a live storage or the death of another.
     """
+    import numpy as np  # not at import: the allocator itself serves lenses that start without it
+
     allocator = CachingAllocator(settings, capacity, device_bytes=device_bytes)
     stats = allocator.stats
     live: dict[int, Block] = {}

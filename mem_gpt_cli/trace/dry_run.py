@@ -11,7 +11,7 @@ from mem_gpt_cli.model import ModelSource
 from mem_gpt_cli.model.build import build_on_meta
 from mem_gpt_cli.recipe.schema import Recipe
 from mem_gpt_cli.report import PHASES
-from mem_gpt_cli.trace.cuda.card import Card
+from mem_gpt_cli.devices.card import Card
 from mem_gpt_cli.trace.cuda.replayed import Replayed, replayed
 from mem_gpt_cli.trace.depth import (
     DepthPlan,

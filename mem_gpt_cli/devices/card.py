@@ -1,0 +1,60 @@
+"""The GPU that a recipe is answered for, with the settings of torch's allocator there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mem_gpt_cli.allocator.settings import AllocatorSettings
+from mem_gpt_cli.devices.calibration import Calibration, calibration_of
+from mem_gpt_cli.devices.catalogue import gpu_of
+from mem_gpt_cli.devices.gpu import Gpu
+from mem_gpt_cli.errors import MemgptError, RecipeError
+from mem_gpt_cli.recipe.problems import position_of
+from mem_gpt_cli.recipe.schema import Recipe
+
+
+@dataclass(frozen=True)
+class Card:
+    """A GPU, ``assumed`` where the recipe names none; what it takes beside torch's allocator, where known."""
+
+    gpu: Gpu
+    assumed: bool
+    settings: AllocatorSettings
+    calibration: Calibration | None
+
+    @property
+    def overhead_bytes(self) -> int | None:
+        """The CUDA context and the libraries' code; ``None`` where this GPU was never calibrated."""
+        known = self.calibration
+        return None if known is None else known.context_bytes + known.library_bytes
+
+    def capacity(self, recipe: Recipe) -> int:
+        """Bytes that the allocator can reserve: the budget, or all of the GPU, less the overhead."""
+        return max(0, (recipe.budget.memory or self.gpu.total_bytes) - (self.overhead_bytes or 0))
+
+
+def card_of(recipe: Recipe) -> Card | None:
+    """The card of a recipe; ``None`` on the CPU.
+
+    Raises:
+        RecipeError: for a GPU that nobody knows, or settings that torch's allocator would refuse.
+    """
+    chosen = gpu_of(recipe)
+    if chosen is None:
+        return None
+    return Card(chosen.gpu, chosen.assumed, allocator_settings(recipe), calibration_of(chosen.gpu))
+
+
+def allocator_settings(recipe: Recipe) -> AllocatorSettings:
+    """The recipe's settings of CUDA's allocator, or the environment's.
+
+    Raises:
+        RecipeError: for settings that torch would refuse.
+    """
+    text = recipe.device.allocator
+    if text is None:
+        return AllocatorSettings.from_environment()
+    try:
+        return AllocatorSettings.parse(text, "device.allocator")
+    except MemgptError as error:
+        raise RecipeError(str(error), position_of(("device", "allocator"), recipe.text)) from error
