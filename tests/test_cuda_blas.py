@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from mem_gpt_cli.devices.catalogue import find_gpu
-from mem_gpt_cli.trace.cuda.blas import BlasBuffers, BlasWorkspaces, lt_workspace_bytes, workspace_bytes
+from mem_gpt_cli.devices.kernels.cublas import lt_workspace_bytes, workspace_bytes
+from mem_gpt_cli.trace.cuda.blas import BlasBuffers, BlasWorkspaces
 
 aten = torch.ops.aten
 H100 = find_gpu("h100")

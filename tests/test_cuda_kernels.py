@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from mem_gpt_cli.devices.catalogue import find_gpu
+from mem_gpt_cli.devices.kernels.radix_sort import radix_sort_bytes, significant_passes
+from mem_gpt_cli.devices.kernels.reductions import reduction_buffers, threads_a_multiprocessor
 from mem_gpt_cli.trace.cuda.kernels import RULES
-from mem_gpt_cli.trace.cuda.radix_sort import radix_sort_bytes, significant_passes
-from mem_gpt_cli.trace.cuda.reductions import reduction_buffers, threads_a_multiprocessor
 from mem_gpt_cli.trace.faithful import like_the_real_run
 
 RECORDED: dict[str, Any] = json.loads(

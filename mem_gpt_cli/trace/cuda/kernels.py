@@ -17,8 +17,9 @@ from typing import Any
 import torch
 
 from mem_gpt_cli.devices.gpu import Gpu
-from mem_gpt_cli.trace.cuda.radix_sort import radix_sort_bytes, significant_passes
-from mem_gpt_cli.trace.cuda.reductions import reduction_buffers
+from mem_gpt_cli.devices.kernels.embedding import embedding_gradient
+from mem_gpt_cli.devices.kernels.radix_sort import radix_sort_bytes, significant_passes
+from mem_gpt_cli.devices.kernels.reductions import reduction_buffers
 
 aten = torch.ops.aten
 Rule = Callable[[Gpu, tuple[Any, ...], Mapping[str, Any], Any], Sequence[int]]
@@ -128,23 +129,14 @@ def embedding_backward(
     kwargs: Mapping[str, Any],
     result: Any,
 ) -> Sequence[int]:
-    """More than 3,072 tokens are sorted, then added up in fp32 by stretches of at most ten equal tokens.
+    """More than 3,072 tokens are sorted and added up by stretches: see ``embedding_gradient``.
 
-    The stretches' sums are the large part: 1.1 rows in fp32 for each token of a text. Source:
-    ``embedding_dense_backward_cuda`` in ATen/native/cuda/Embedding.cu, ``embedding_backward_cuda_kernel`` in
-    EmbeddingBackwardKernel.cu.
+    Source: ATen/native/cuda/Embedding.cu.
     """
     gradient, tokens, vocabulary = args[0], args[1], args[2]
-    count, index = tokens.numel(), tokens.element_size()
-    if count <= 3072 and not args[4]:
-        return []
-    segments = min(count, vocabulary)
-    stretches = count // 10 + segments
-    sorting = [index * count] * 3 + [radix_sort_bytes(gpu, count, index, index, index)]
-    adding = [index * count] * 3 + [8, index * segments, index * segments, 8, index * stretches]
-    if vocabulary > 128:  # else each word's tokens are added up without stretches
-        adding.append(4 * stretches * gradient.shape[-1])
-    return max(sorting, adding, key=sum)
+    return embedding_gradient(
+        gpu, tokens.numel(), tokens.element_size(), vocabulary, gradient.shape[-1], by_frequency=args[4]
+    )
 
 
 def index_put(gpu: Gpu, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any) -> Sequence[int]:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from mem_gpt_cli.allocator.replay import Death, Replay, replay
-from mem_gpt_cli.ledger import Curves, EventLog, Operation
 from mem_gpt_cli.devices.card import Card
+from mem_gpt_cli.ledger import Curves, EventLog, Operation
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from mem_gpt_cli.allocator.replay import Replay
+from mem_gpt_cli.devices.card import Card
 from mem_gpt_cli.recipe.schema import Recipe
 from mem_gpt_cli.report.sizes import render_bytes
-from mem_gpt_cli.devices.card import Card
 from mem_gpt_cli.trace.cuda.replayed import Replayed
 
 

@@ -8,9 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
 from mem_gpt_cli.devices.gpu import Gpu
 
 _FP32 = 4
@@ -51,13 +48,12 @@ class BackwardKernel:
         return self.half and (self.keeps_gradients_in_registers or self.capability != 70)
 
 
-def backward_kernel(gpu: Gpu, dtype: torch.dtype, head_size: int) -> BackwardKernel:
+def backward_kernel(gpu: Gpu, *, half: bool, head_size: int) -> BackwardKernel:
     """The first kernel in the order of ``dispatch_cutlassB`` that takes the head and fits into shared memory.
 
     In what 8.6, 8.9 and 12.x have of it, 99 KiB, the blocks of 128 for wide heads do not fit, except the
     widest in reduced precision and one for heads up to 96.
     """
-    half = dtype != torch.float32
     capability = 80 if gpu.capability >= (8, 0) else 75 if gpu.capability >= (7, 5) else 70
     widest = next(size for size in (32, 64, 128, _WIDEST) if head_size <= size)
     if half and 64 < head_size <= 96 and gpu.capability in ((8, 6), (8, 9)):
@@ -75,25 +71,38 @@ def _has_large_shared_memory(gpu: Gpu) -> bool:
     return gpu.capability in ((8, 0), (8, 7)) or gpu.capability[0] in (9, 10)
 
 
-def workspace_bytes(kernel: BackwardKernel, query: Tensor, key: Tensor, value: Tensor) -> int:
+def workspace_bytes(
+    kernel: BackwardKernel,
+    blocks: int,
+    queries: int,
+    keys: int,
+    size: int,
+    value_size: int,
+    *,
+    deterministic: bool = False,
+) -> int:
     """Tiles of the query's gradient with their locks; where they are staged, gradients of keys and values.
 
     Args:
-        query, key, value: of shape ``[batch, heads, length, size]``.
+        kernel: what runs.
+        blocks: heads of all sequences.
+        queries, keys: lengths.
+        size, value_size: of a head of queries and keys, and of values.
+        deterministic: whether torch is told to use deterministic algorithms.
     """
-    batch, heads, length, size = query.shape
     staged = 0
     if kernel.stages_key_gradients:
-        wide = sum(_rounded(tensor.shape[3], kernel.queries) for tensor in (key, value))
-        staged = _key_splits(kernel, batch * heads, key.shape[2]) * kernel.keys * wide
-    tiles = -(-length // kernel.queries) * -(-size // kernel.keys)
+        wide = sum(_rounded(width, kernel.queries) for width in (size, value_size))
+        splits = 1 if deterministic else _key_splits(kernel, blocks, keys)
+        staged = splits * kernel.keys * wide
+    tiles = -(-queries // kernel.queries) * -(-size // kernel.keys)
     elements = staged + tiles * (kernel.queries * kernel.keys + _LOCK_ELEMENTS)
-    return batch * heads * _rounded(elements, 4) * _FP32
+    return blocks * _rounded(elements, 4) * _FP32
 
 
 def _key_splits(kernel: BackwardKernel, blocks: int, keys: int) -> int:
     """How many blocks share the keys, of a kernel that stages their gradients: ``num_splits_key``."""
-    if torch.are_deterministic_algorithms_enabled() or (blocks >= 256 and keys <= 2 * kernel.keys):
+    if blocks >= 256 and keys <= 2 * kernel.keys:
         return 1
     return max(1, min(-(-keys // kernel.keys), 200 // blocks))
 

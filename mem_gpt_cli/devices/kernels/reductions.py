@@ -13,8 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
-
-import torch
+from typing import Protocol
 
 from mem_gpt_cli.devices.gpu import Gpu
 
@@ -25,7 +24,37 @@ _MIN_VALUES_A_THREAD = 16
 _MAX_VALUES_A_THREAD = 256
 
 
-def reduction_buffers(gpu: Gpu, source: torch.Tensor, dims: Sequence[int], itemsize: int) -> list[int]:
+class Source(Protocol):
+    """What is known of the tensor that is read: torch's own, or its sizes alone."""
+
+    @property
+    def shape(self) -> Sequence[int]:
+        """Sizes."""
+
+    def stride(self) -> Sequence[int]:
+        """Elements from one to the next, in each dimension."""
+
+    def element_size(self) -> int:
+        """Bytes of one element."""
+
+
+@dataclass(frozen=True)
+class Dense:
+    """A tensor whose elements lie in their order, one after the other; ``item`` bytes each."""
+
+    shape: tuple[int, ...]
+    item: int
+
+    def stride(self) -> tuple[int, ...]:
+        """Elements from one to the next, in each dimension."""
+        return tuple(prod(self.shape[d + 1 :]) for d in range(len(self.shape)))
+
+    def element_size(self) -> int:
+        """Bytes of one element."""
+        return self.item
+
+
+def reduction_buffers(gpu: Gpu, source: Source, dims: Sequence[int], itemsize: int) -> list[int]:
     """Bytes of the buffer for partial results and of the counters; empty where each block finishes alone.
 
     Sources of 2 GiB and more, which torch splits first, are not modelled: nothing is said of them.
@@ -36,7 +65,7 @@ def reduction_buffers(gpu: Gpu, source: torch.Tensor, dims: Sequence[int], items
         dims: the dimensions that are reduced; none means all.
         itemsize: bytes of a partial result.
     """
-    if source.numel() == 0 or _extent(source) > 2**31 - 1:
+    if 0 in source.shape or _extent(source) > 2**31 - 1:
         return []
     loop = _Loop.over(source, dims)
     return _split(gpu, loop, itemsize)
@@ -64,14 +93,15 @@ class _Loop:
     reduced: int
 
     @staticmethod
-    def over(source: torch.Tensor, dims: Sequence[int]) -> _Loop:
-        ndim = source.dim()
+    def over(source: Source, dims: Sequence[int]) -> _Loop:
+        ndim = len(source.shape)
         gone = {dim % ndim for dim in dims} if dims else set(range(ndim))
         kept = [1 if d in gone else size for d, size in enumerate(source.shape)]
         steps = [0 if d in gone else prod(kept[d + 1 :]) for d in range(ndim)]  # of the result
-        order = _order(list(source.shape), steps, list(source.stride()))
+        strides = source.stride()
+        order = _order(list(source.shape), steps, list(strides))
         return _coalesced(
-            [source.shape[d] for d in order], [steps[d] for d in order], [source.stride(d) for d in order]
+            [source.shape[d] for d in order], [steps[d] for d in order], [strides[d] for d in order]
         )
 
 
@@ -173,6 +203,6 @@ def _ceil(a: int, b: int) -> int:
     return -(-a // b)
 
 
-def _extent(tensor: torch.Tensor) -> int:
+def _extent(tensor: Source) -> int:
     reach = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
     return int(1 + reach) * tensor.element_size()

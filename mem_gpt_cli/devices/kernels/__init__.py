@@ -1,0 +1,1 @@
+"""What CUDA's kernels and libraries allocate, by sizes alone, without torch."""
