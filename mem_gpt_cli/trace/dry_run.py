@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 
+from mem_gpt_cli.devices.card import Card
 from mem_gpt_cli.errors import MemgptError, UnsupportedError
 from mem_gpt_cli.ledger import Curves, EventLog
 from mem_gpt_cli.model import ModelSource
 from mem_gpt_cli.model.build import build_on_meta
 from mem_gpt_cli.recipe.schema import Recipe
 from mem_gpt_cli.report import PHASES
-from mem_gpt_cli.devices.card import Card
 from mem_gpt_cli.trace.cuda.replayed import Replayed, replayed
 from mem_gpt_cli.trace.depth import (
     DepthPlan,

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from mem_gpt_cli.devices.card import Card, card_of
 from mem_gpt_cli.ledger.timeline import run_title, timeline_of
 from mem_gpt_cli.model import resolve
 from mem_gpt_cli.model.build import attention_note, build_on_meta
@@ -17,7 +18,6 @@ from mem_gpt_cli.report import COMPONENTS, PHASES, DeviceSummary, MemoryReport, 
 from mem_gpt_cli.report.cause import cause_of
 from mem_gpt_cli.report.model import Provenance
 from mem_gpt_cli.report.timeline import check, write
-from mem_gpt_cli.devices.card import Card, card_of
 from mem_gpt_cli.trace.cuda.verdict import Verdict, verdict_on
 from mem_gpt_cli.trace.depth import plan_depth
 from mem_gpt_cli.trace.dry_run import DryRun, DryRunner

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from mem_gpt_cli.devices.gpu import Gpu
-from mem_gpt_cli.trace.cuda.sdpa_choice import HALF, Build, Kernel, choose_kernel
+from mem_gpt_cli.devices.kernels.build import Build
+from mem_gpt_cli.trace.cuda.sdpa_choice import HALF, Kernel, choose_kernel
 
 aten = torch.ops.aten
 
