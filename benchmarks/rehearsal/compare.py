@@ -1,7 +1,7 @@
-"""Traced beside rehearsed: ``python -m benchmarks.rehearsal.compare rehearsed.csv --csv results/rehearsal_cuda.csv``.
+"""Traced beside rehearsed: ``python -m benchmarks.rehearsal.compare OUT.csv --csv results/rehearsal_cuda.csv``.
 
-Traces every recipe that ``run`` has rehearsed, with the torch and transformers of this environment, and writes both
-figures of each phase side by side; then says how far apart they are.
+Traces every recipe that ``run`` has rehearsed, with the torch and transformers of this environment, and writes
+both figures of each phase side by side; then says how far apart they are.
 """
 
 from __future__ import annotations
@@ -104,8 +104,8 @@ def distances(rows: Sequence[Mapping[str, str]]) -> str:
         equal = sum(row[f"{figure}_difference_bytes"] == "0" for row in told)
         worst = max(told, key=lambda row: abs(float(row[f"{figure}_difference_percent"])))
         lines.append(
-            f"{figure}: {equal} of {len(told)} phases equal, median {median(off):.4f}%, worst {max(off):.4f}% "
-            f"({worst['gpu']}, {worst['phase']}: {worst['cell']})"
+            f"{figure}: {equal} of {len(told)} phases equal, median {median(off):.4f}%, "
+            f"worst {max(off):.4f}% ({worst['gpu']}, {worst['phase']}: {worst['cell']})"
         )
     return "\n".join(lines)
 
