@@ -1,7 +1,7 @@
-"""Traced beside rehearsed: ``python -m benchmarks.rehearsal.compare OUT.csv --csv results/rehearsal_cuda.csv``.
+"""Traced beside rehearsed: ``python -m benchmarks.rehearsal.compare OUT.csv --csv results/x.csv``.
 
-Traces every recipe that ``run`` has rehearsed, with the torch and transformers of this environment, and writes
-both figures of each phase side by side; then says how far apart they are.
+Traces every recipe that ``run`` has rehearsed, with the torch and transformers of this environment, and
+writes both figures of each phase side by side; then says how far apart they are.
 """
 
 from __future__ import annotations
