@@ -6,7 +6,8 @@ import pytest
 
 from mem_gpt_cli.estimate import decoder
 from mem_gpt_cli.estimate.books import Ledger
-from mem_gpt_cli.estimate.decoder import INT64, Decoder
+from mem_gpt_cli.estimate.books import INT64
+from mem_gpt_cli.estimate.decoder import Decoder
 from mem_gpt_cli.estimate.phases import walk
 from mem_gpt_cli.model import resolve
 from mem_gpt_cli.recipe import load_recipe

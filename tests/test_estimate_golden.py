@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from mem_gpt_cli.estimate import estimate
-from mem_gpt_cli.estimate.phases import parameter_bytes, stored_weights
+from mem_gpt_cli.estimate.parameters import parameter_bytes
+from mem_gpt_cli.estimate.phases import stored_weights
 from mem_gpt_cli.kv_cache import cost as cache_cost
 from mem_gpt_cli.model import Architecture, resolve
 from mem_gpt_cli.recipe import Recipe, load_recipe

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from mem_gpt_cli.attention import cost as attention_cost
+from mem_gpt_cli.devices.kernels.attention import Shape
 from mem_gpt_cli.estimate import attention_ops, ops
 from mem_gpt_cli.estimate.books import ATTENTION, FP32, MASK, NORM, SCORES
 from mem_gpt_cli.estimate.cache import update_cache
@@ -28,9 +29,8 @@ def attention(run: Pass, layer: Layer, index: int, x: Tensor) -> tuple[Tensor, T
                 k, v = update_cache(run, part, index, k, v)
         output, weights = attend(run, part, q, k, v)
         output = attention_ops.from_heads(run.tape, output)
-        hidden = run.architecture.hidden
-        output = ops.linear(
-            run.tape, output, run.weight(f"layers.{index}.o", hidden * part.heads * part.value_dim), hidden
+        output = run.project(
+            output, f"layers.{index}.o", part.heads * part.value_dim, run.architecture.hidden
         )
         del held
         return output, weights
@@ -42,7 +42,7 @@ def projections(run: Pass, layer: Layer, index: int, x: Tensor) -> tuple[Tensor,
     widths = (part.heads * part.head_dim, part.kv_heads * part.head_dim, part.kv_heads * part.value_dim)
     name = f"layers.{index}"
     if part.fused_qkv:
-        mixed = ops.linear(tape, x, run.weight(f"{name}.qkv", hidden * sum(widths)), sum(widths))
+        mixed = run.project(x, f"{name}.qkv", hidden, sum(widths))
         parts = ops.split(tape, mixed, [run.rows * width for width in widths])
         q, k, v = (attention_ops.to_heads(tape, one) for one in parts)
         del mixed, parts
@@ -59,7 +59,7 @@ def projections(run: Pass, layer: Layer, index: int, x: Tensor) -> tuple[Tensor,
 def _projected(
     run: Pass, x: Tensor, name: str, width: int, norm_width: int | None, *, scaled: bool = False
 ) -> Tensor:
-    out = ops.linear(run.tape, x, run.weight(name, run.architecture.hidden * width), width)
+    out = run.project(x, name, run.architecture.hidden, width)
     if scaled:
         out = ops.pointwise(run.tape, "mul", out)
     if norm_width:
@@ -129,7 +129,7 @@ def _scaled_scores(tape: Tape, q: Tensor, k: Tensor, numel: int, merges: bool) -
 
 
 def _softmaxed(run: Pass, scores: Tensor, item: int) -> Tensor:
-    upcast = run.dialect.softmax_fp32 or (run.tape.cuda and run.tape.autocast)
+    upcast = run.dialect.softmax_fp32 or (run.tape.cuda is not None and run.tape.autocast)
     wide = FP32 if upcast else scores.item
     return ops.cast(run.tape, attention_ops.softmax(run.tape, scores, wide), item)
 
@@ -160,13 +160,47 @@ def _sdpa(
         q, k, v = (ops.cast(tape, x, tape.autocast) for x in (q, k, v))
     if mask is not None:
         mask = tape.new(run.batch * mask.numel, q.item, "where", MASK)
+    if tape.cuda:
+        return _cuda_sdpa(run, part, q, k, v, keys, mask, dropout)
     if fused:
         rows = run.rows * part.heads
-        scratch = 0
-        if run.device == "cpu":
-            scratch = attention_cost.flash_scratch_bytes(run.threads, run.tokens, keys, part.head_dim)
+        scratch = attention_cost.flash_scratch_bytes(run.threads, run.tokens, keys, part.head_dim)
         return attention_ops.sdpa(tape, (q, k, v), rows, rows * part.value_dim, mask, scratch)
     return _math(run, part, q, k, v, keys, mask, dropout)
+
+
+def _cuda_sdpa(
+    run: Pass,
+    part: Attention,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    keys: int,
+    mask: Tensor | None,
+    dropout: float,
+) -> Tensor:
+    tape = run.tape
+    assert tape.cuda is not None
+    key_heads = k.numel // (run.batch * keys * part.head_dim)
+    shape = Shape(
+        run.batch, part.heads, key_heads, run.tokens, keys, part.head_dim, part.value_dim, q.item
+    )
+    needs_grad = tape.recording and any(x.node is not None for x in (q, k, v))
+    dtype = tape.cuda.dtype if q.item < FP32 else "fp32"
+    kernel = attention_cost.cuda_kernel(
+        tape.cuda.gpu,
+        tape.cuda.build,
+        shape,
+        dtype,
+        masked=mask is not None,
+        dropout=dropout,
+        needs_grad=needs_grad,
+    )
+    if run.backend == "flash":
+        kernel = "flash"
+    if kernel == "math":
+        return _math(run, part, q, k, v, keys, mask, dropout)
+    return attention_ops.cuda_sdpa(tape, kernel, (q, k, v), shape, mask, dropout)
 
 
 def _math(

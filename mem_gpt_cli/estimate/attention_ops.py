@@ -5,7 +5,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mem_gpt_cli.estimate.books import FP32
+from mem_gpt_cli.attention.cost import CudaKernel
+from mem_gpt_cli.devices.kernels.attention import Shape
+from mem_gpt_cli.estimate.books import FP32, INT64
 from mem_gpt_cli.estimate.ops import Grads, cast, clone, fresh
 from mem_gpt_cli.estimate.tape import Node, Tape, Tensor
 
@@ -21,6 +23,8 @@ def matmul(tape: Tape, a: Tensor, b: Tensor, numel: int, *, merges: bool, casts:
     if tape.autocast and casts:
         a, b = cast(tape, a, tape.autocast), cast(tape, b, tape.autocast)
     out = tape.new(numel, a.item, "bmm")
+    if tape.cuda:
+        tape.cuda.multiplies(tape, biased=False)
     saved = [t.storage for t, other in ((a, b), (b, a)) if other.node is not None]
     return tape.record("bmm", out, (a, b), saved, _merging_bmm_backward if merges else _bmm_backward)
 
@@ -64,10 +68,19 @@ def _permuted_backward(tape: Tape, node: Node, grads: Grads) -> Sequence[Tensor 
 
 
 def softmax(tape: Tape, x: Tensor, item: int) -> Tensor:
-    """Keeps its output, ``item`` bytes wide; on CUDA one kernel reads ``x`` and writes that width."""
-    wide = x if tape.cuda else cast(tape, x, item)
+    """Keeps its output, ``item`` bytes wide; on CUDA one kernel reads fp16 and writes that width."""
+    wide = x if tape.cuda and tape.cuda.dtype == "fp16" else cast(tape, x, item)
     out = tape.new(x.numel, item, "_softmax")
-    return tape.record("_softmax", out, (wide,), (out.storage,), fresh)
+    return tape.record("_softmax", out, (wide,), (out.storage,), _softmax_backward if tape.cuda else fresh)
+
+
+def _softmax_backward(tape: Tape, node: Node, grads: Grads) -> Sequence[Tensor | None]:
+    """On CUDA the product of gradient and output is a buffer (aten/src/ATen/native/cuda/SoftMax.cu)."""
+    result = fresh(tape, node, grads)
+    grad = grads[0]
+    assert grad is not None
+    tape.scratch(grad.numel * grad.item, "_softmax_backward_data")
+    return result
 
 
 def sdpa(
@@ -97,6 +110,43 @@ def _sdpa_backward(tape: Tape, node: Node, grads: Grads) -> Sequence[Tensor | No
     for result in results:
         result.permuted = True
     return results
+
+
+def cuda_sdpa(
+    tape: Tape,
+    kernel: CudaKernel,
+    inputs: tuple[Tensor, Tensor, Tensor],
+    shape: Shape,
+    mask: Tensor | None,
+    dropout: float,
+) -> Tensor:
+    """Attention by a fused kernel of CUDA, with what it makes beside its output and takes while it runs.
+
+    Without gradients the memory-efficient kernel and cuDNN make no log-sum-exp; that of the former has rows in
+    multiples of 32 (aten/src/ATen/native/transformers/cuda/attention.cu).
+    """
+    assert tape.cuda is not None
+    operation = f"_scaled_dot_product_{kernel}_attention"
+    needs_grad = tape.recording and any(x.node is not None for x in inputs)
+    states = [tape.new(1, INT64, operation) for _ in range(2)] if kernel == "cudnn" else []
+    out = tape.new(shape.output_bytes // shape.item, shape.item, operation)
+    out.permuted = True
+    rows = -(-shape.queries // 32) * 32 if kernel == "efficient" else shape.queries
+    kept = [*inputs, out, *states, *([mask] if mask else ())]
+    if needs_grad or kernel == "flash":
+        kept.append(tape.new(shape.batch * shape.heads * rows, FP32, operation))
+    tape.buffers(tape.cuda.attention(kernel, shape, dropout), operation)
+
+    def backward(tape: Tape, node: Node, grads: Grads) -> Sequence[Tensor | None]:
+        results = _sdpa_backward(tape, node, grads)
+        lies_by_length = grads[0] is None or grads[0].permuted or shape.heads == 1 or shape.queries == 1
+        if tape.cuda:
+            copies = 0 if lies_by_length else 1
+            buffers = tape.cuda.attention_backward(kernel, shape, copies)
+            tape.buffers(buffers, f"{node.operation}_backward")
+        return results
+
+    return tape.record(operation, out, inputs, [x.storage for x in kept], backward)
 
 
 def repeat(tape: Tape, x: Tensor, times: int) -> Tensor:

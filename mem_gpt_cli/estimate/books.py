@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from mem_gpt_cli.allocator.block import Block
 
 FP32 = 4
+INT64 = 8
 
 # What the bytes of a report's components are made of: (component, role within it).
 SLOTS: tuple[tuple[str, str], ...] = (
@@ -57,8 +61,7 @@ class Moment(NamedTuple):
 class Ledger:
     """Live bytes by slot; for each phase its highest moment, and the most that each slot ever held."""
 
-    def __init__(self, rounding: int = 1) -> None:
-        self.rounding = rounding
+    def __init__(self) -> None:
         self.live = [0] * len(SLOTS)
         self.total = 0
         self.module = ""
@@ -76,18 +79,17 @@ class Ledger:
         self._tops = self.highest[phase] = [max(pair) for pair in zip(known, self.live, strict=True)]
         self.note("")
 
-    def allocate(self, slot: int, nbytes: int, operation: str) -> int:
-        """Book a storage; returns the bytes that the allocator gives for it."""
-        nbytes = -(-nbytes // self.rounding) * self.rounding
+    def allocate(self, slot: int, nbytes: int, operation: str) -> Block | None:
+        """Book a storage; on a card the answer is its block."""
         live = self.live[slot] = self.live[slot] + nbytes
         if live > self._tops[slot]:
             self._tops[slot] = live
         self.total += nbytes
         if self.total > self._high:
             self.note(operation)
-        return nbytes
+        return None
 
-    def free(self, slot: int, nbytes: int) -> None:
+    def free(self, slot: int, nbytes: int, block: Block | None = None) -> None:  # noqa: ARG002
         """Take a storage off the books."""
         self.live[slot] -= nbytes
         self.total -= nbytes
@@ -102,16 +104,18 @@ class Ledger:
 class Storage:
     """Bytes that live as long as something refers to them."""
 
-    __slots__ = ("_ledger", "nbytes", "slot")
+    __slots__ = ("_block", "_ledger", "nbytes", "slot")
 
     def __init__(self, ledger: Ledger, slot: int, nbytes: int, operation: str) -> None:
         self._ledger = ledger
         self.slot = slot
-        self.nbytes = ledger.allocate(slot, nbytes, operation)
+        self.nbytes, self._block = 0, None  # there is nothing to free where the next line runs out of memory
+        self._block = ledger.allocate(slot, nbytes, operation)
+        self.nbytes = nbytes
 
     def emptied(self) -> Storage:
         """A storage of no bytes on the same books."""
         return Storage(self._ledger, self.slot, 0, "")
 
     def __del__(self) -> None:
-        self._ledger.free(self.slot, self.nbytes)
+        self._ledger.free(self.slot, self.nbytes, self._block)

@@ -8,16 +8,17 @@ from itertools import pairwise
 
 from mem_gpt_cli.estimate import ops
 from mem_gpt_cli.estimate.blocks import block
-from mem_gpt_cli.estimate.books import FP32, INPUTS, LOGITS, WEIGHTS, Ledger, Storage
+from mem_gpt_cli.estimate.books import FP32, INPUTS, INT64, LOGITS, WEIGHTS, Ledger, Storage
+from mem_gpt_cli.estimate.cuda import CudaKernels
 from mem_gpt_cli.estimate.dialect import dialect_of
 from mem_gpt_cli.estimate.forward_pass import CacheLayer, Pass
 from mem_gpt_cli.estimate.norms import norm
+from mem_gpt_cli.estimate.parameters import Vectors
 from mem_gpt_cli.estimate.tape import Node, Parameter, Tape, Tensor
 from mem_gpt_cli.model.architecture import Architecture, Layer
 from mem_gpt_cli.recipe.schema import Recipe
 
 WIDTHS = {"fp32": 4, "fp16": 2, "bf16": 2, "none": 0}
-INT64 = 8
 
 
 class Decoder:
@@ -27,10 +28,18 @@ class Decoder:
         architecture: the model's numbers.
         recipe: the options; ``workload.batch`` sequences are run at once.
         ledger: where the bytes are booked.
-        weight_bytes: all weights and buffers, in bytes; they are booked at once, as ``weights``.
+        weights: bytes of all weights and buffers, in the order of their booking, as ``weights``.
+        cuda: the kernels of a GPU.
     """
 
-    def __init__(self, architecture: Architecture, recipe: Recipe, ledger: Ledger, weight_bytes: int) -> None:
+    def __init__(
+        self,
+        architecture: Architecture,
+        recipe: Recipe,
+        ledger: Ledger,
+        weights: Sequence[int],
+        cuda: CudaKernels | None = None,
+    ) -> None:
         self.architecture = architecture
         self.recipe = recipe
         self.ledger = ledger
@@ -38,15 +47,27 @@ class Decoder:
         self.training = recipe.task == "training"
         self.dialect = dialect_of(architecture.model_type)
         self.inner = _inner(architecture.layers)
-        self.weights = Storage(ledger, WEIGHTS, weight_bytes, "empty")
+        self.cuda = cuda
+        self.weights = [Storage(ledger, WEIGHTS, nbytes, "empty") for nbytes in weights]
         self.parameters: dict[str, Parameter] = {}
+        self._vectors = Vectors.of(architecture) if cuda else Vectors()
 
     def weight(self, name: str, numel: int) -> Parameter:
         """The matrix of that name, whose gradient stays with it; its bytes are on the books already."""
         if name not in self.parameters:
             scheme = self.recipe.quantization.scheme if name.startswith("layers.") else "none"
-            self.parameters[name] = Parameter(numel, self.item, self.weights, self.training, scheme)  # type: ignore[arg-type]
+            self.parameters[name] = Parameter(numel, self.item, self.weights[0], self.training, scheme)  # type: ignore[arg-type]
         return self.parameters[name]
+
+    def bias(self, name: str, width: int) -> Parameter | None:
+        """The bias of the matrix of that name, where it is walked: on a card, if the family has one."""
+        if name.rpartition(".")[2] not in self._vectors.biased:
+            return None
+        return self.weight(f"{name}.bias", width)
+
+    def norm_weights(self, name: str, width: int) -> Sequence[Parameter]:
+        """Weight and bias of the layer norm of that name, as far as it has them; only a card walks them."""
+        return [self.weight(f"{name}.{index}", width) for index in range(self._vectors.norms)]
 
     def zero_grad(self) -> None:
         """Drop every gradient."""
@@ -63,7 +84,7 @@ class Decoder:
             self.ledger,
             recording=recording,
             autocast=WIDTHS[self.recipe.workload.autocast],
-            cuda=self.recipe.device.type == "cuda",
+            cuda=self.cuda,
         )
 
     def forward(
@@ -85,11 +106,13 @@ class Decoder:
             past=past,
             training=self.training,
             weight=self.weight,
+            bias=self.bias,
+            norm_weights=self.norm_weights,
             cache=cache,
         )
         embedded, x = self._embed(run, tokens)
         run.prepare()
-        repeats = not (tape.recording or tape.autocast or self.training)
+        repeats = not (tape.recording or tape.autocast or self.training or tape.cuda)
         for index, layer in enumerate(arch.layers):
             if repeats and index in self.inner:
                 _repeat_cache(run, index)
@@ -155,7 +178,8 @@ class Decoder:
         name = "embedding" if arch.tied_embeddings else "head"
         outer, tape.slot = tape.slot, LOGITS
         self.ledger.module = "lm_head"
-        logits = ops.linear(tape, x, self.weight(name, arch.vocab * arch.hidden), arch.vocab)
+        matrix, bias = self.weight(name, arch.vocab * arch.hidden), self.bias("lm_head", arch.vocab)
+        logits = ops.linear(tape, x, matrix, arch.vocab, bias=bias)
         if arch.final_logit_softcap:
             logits = ops.pointwise(tape, "div", logits)
             logits = ops.pointwise(tape, "tanh", logits, keeps_output=True)

@@ -12,20 +12,18 @@ from mem_gpt_cli.model.architecture import Mlp
 def dense_mlp(run: Pass, part: Mlp, name: str, x: Tensor, width: int) -> Tensor:
     """``down(act(gate(x)) * up(x))`` where the MLP is gated, else ``down(act(up(x)))``."""
     inner = _gated(run, part, name, x, width) if part.gated else _plain(run, part, name, x, width)
-    hidden = run.architecture.hidden
-    return ops.linear(run.tape, inner, run.weight(f"{name}.down", hidden * width), hidden)
+    return run.project(inner, f"{name}.down", width, run.architecture.hidden)
 
 
 def _plain(run: Pass, part: Mlp, name: str, x: Tensor, width: int) -> Tensor:
-    inner = ops.linear(run.tape, x, run.weight(f"{name}.up", run.architecture.hidden * width), width)
+    inner = run.project(x, f"{name}.up", run.architecture.hidden, width)
     if run.dialect.inlines_mlp:
         x.release()
     return activate(run.tape, part.activation, inner)
 
 
 def _gated(run: Pass, part: Mlp, name: str, x: Tensor, width: int) -> Tensor:
-    tape, numel = run.tape, run.architecture.hidden * width
-    gate = ops.linear(tape, x, run.weight(f"{name}.gate", numel), width)
-    gate = activate(tape, part.activation, gate)
-    up = ops.linear(tape, x, run.weight(f"{name}.up", numel), width)
+    tape, hidden = run.tape, run.architecture.hidden
+    gate = activate(tape, part.activation, run.project(x, f"{name}.gate", hidden, width))
+    up = run.project(x, f"{name}.up", hidden, width)
     return ops.multiply(tape, gate, up)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -53,6 +53,8 @@ class Pass:
     past: int = 0
     training: bool = False
     weight: Callable[[str, int], Parameter] = field(kw_only=True)
+    bias: Callable[[str, int], Parameter | None] = field(kw_only=True)
+    norm_weights: Callable[[str, int], Sequence[Parameter]] = field(kw_only=True)
     cache: dict[int, CacheLayer] | None = None
     masks: dict[int | None, Tensor] = field(default_factory=dict)
     rotary: tuple[tuple[Tensor, Tensor], ...] = ()
@@ -65,6 +67,11 @@ class Pass:
     def rows(self) -> int:
         """Tokens of all sequences in this pass."""
         return self.batch * self.tokens
+
+    def project(self, x: Tensor, name: str, inputs: int, outputs: int) -> Tensor:
+        """``x`` times the matrix of that name, plus its bias."""
+        weight = self.weight(name, inputs * outputs)
+        return ops.linear(self.tape, x, weight, outputs, bias=self.bias(name, outputs))
 
     @contextmanager
     def inside(self, slot: int, module: str) -> Iterator[None]:

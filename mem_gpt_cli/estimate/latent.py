@@ -26,9 +26,7 @@ def latent_projections(
     rope, rank = part.rope_head_dim or 0, part.kv_lora_rank or 0
     name = f"layers.{index}"
     q_pass, q_rot = _queries(run, layer, index, x, rope)
-    mixed = ops.linear(
-        tape, x, run.weight(f"{name}.kv_a", run.architecture.hidden * (rank + rope)), rank + rope
-    )
+    mixed = run.project(x, f"{name}.kv_a", run.architecture.hidden, rank + rope)
     latent, k_rot = ops.split(tape, mixed, (run.rows * rank, run.rows * rope))
     latent = rms_norm(run, latent, rank, f"{name}.kv_a_norm")
     q_rot, k_rot = rotate(run, q_rot), rotate(run, k_rot)
@@ -43,10 +41,10 @@ def _queries(run: Pass, layer: Layer, index: int, x: Tensor, rope: int) -> tuple
     tape, part, hidden = run.tape, layer.attention, run.architecture.hidden
     name, width = f"layers.{index}", part.heads * part.head_dim
     if part.q_lora_rank:
-        x = ops.linear(tape, x, run.weight(f"{name}.q_a", hidden * part.q_lora_rank), part.q_lora_rank)
+        x = run.project(x, f"{name}.q_a", hidden, part.q_lora_rank)
         x = rms_norm(run, x, part.q_lora_rank, f"{name}.q_a_norm")
         hidden = part.q_lora_rank
-    q = attention_ops.to_heads(tape, ops.linear(tape, x, run.weight(f"{name}.q_b", hidden * width), width))
+    q = attention_ops.to_heads(tape, run.project(x, f"{name}.q_b", hidden, width))
     rotated = run.rows * part.heads * rope
     q_pass, q_rot = ops.split(tape, q, (q.numel - rotated, rotated))
     return q_pass, q_rot
@@ -58,7 +56,7 @@ def _expand(run: Pass, layer: Layer, index: int, latent: Tensor, k_rot: Tensor) 
     rank, nope = part.kv_lora_rank or 1, part.head_dim - (part.rope_head_dim or 0)
     width = part.heads * (nope + part.value_dim)
     tokens = latent.numel // rank
-    both = ops.linear(tape, latent, run.weight(f"layers.{index}.kv_b", rank * width), width)
+    both = run.project(latent, f"layers.{index}.kv_b", rank, width)
     k_nope, v = ops.split(
         tape,
         attention_ops.to_heads(tape, both),

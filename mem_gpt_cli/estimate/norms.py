@@ -14,7 +14,7 @@ def norm(run: Pass, layer: Layer, x: Tensor, name: str, width: int | None = None
     width = width or run.architecture.hidden
     with run.inside(NORM, name):
         if layer.norm == "layernorm":
-            return ops.layer_norm(run.tape, x, x.numel // width)
+            return ops.layer_norm(run.tape, x, x.numel // width, run.norm_weights(name, width))
         return rms_norm(run, x, width, name)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mem_gpt_cli.estimate.books import CASTS, FP32
-from mem_gpt_cli.estimate.tape import Node, Parameter, Tape, Tensor
+from mem_gpt_cli.estimate.tape import Edge, Node, Parameter, Tape, Tensor
 from mem_gpt_cli.quantization.cost import product_scratch_bytes
 
 Grads = list[Tensor | None]
@@ -78,6 +78,8 @@ def multiply(tape: Tape, a: Tensor, b: Tensor) -> Tensor:
 
 def _multiply_backward(tape: Tape, node: Node, grads: Grads) -> Sequence[Tensor | None]:
     """A product for each input; that of a broadcast input has the full size before it is summed."""
+    if tape.cuda:
+        return _multiply_backward_on_cuda(tape, node)
     full = max(edge.numel for edge in node.edges)
     item = max(edge.item for edge in node.edges)
     results: list[Tensor | None] = []
@@ -89,6 +91,27 @@ def _multiply_backward(tape: Tape, node: Node, grads: Grads) -> Sequence[Tensor 
         if edge.numel < full:
             product = tape.new(edge.numel, item, "sum", edge.slot)
         results.append(product)
+    return results
+
+
+def _multiply_backward_on_cuda(tape: Tape, node: Node) -> Sequence[Tensor | None]:
+    """As on the CPU, in the order in which it is done: all products, that for the right factor first, then
+    the sums. A weight stands to the left of what it multiplies.
+
+    tools/autograd/derivatives.yaml, ``mul.Tensor``; ``validate_outputs`` in torch/csrc/autograd/engine.cpp.
+    """
+    full, item = max(edge.numel for edge in node.edges), max(edge.item for edge in node.edges)
+    right = 0 if node.edges[1].node is not None and node.edges[1].node.keeps else 1
+    results: list[Tensor | None] = [None, None]
+    for index in (right, 1 - right):
+        edge = node.edges[index]
+        if edge.node is not None:
+            results[index] = tape.new(full, item, "mul_backward", None if edge.numel < full else edge.slot)
+    for index, edge in enumerate(node.edges):
+        if results[index] is not None and edge.numel < full:
+            results[index] = tape.new(edge.numel, item, "sum", edge.slot)
+            if edge.node is not None and edge.node.keeps:
+                tape.reduce_rows(full // edge.numel, edge.numel, item)
     return results
 
 
@@ -111,7 +134,21 @@ def widen(tape: Tape, x: Tensor) -> Tensor:
 
 def power(tape: Tape, x: Tensor) -> Tensor:
     """``x`` to the power of a number: keeps its input."""
-    return pointwise(tape, "pow", widen(tape, x), keeps_input=True)
+    x = widen(tape, x)
+    if not tape.cuda:
+        return pointwise(tape, "pow", x, keeps_input=True)
+    out = tape.new(x.numel, x.item, "pow")
+    out.permuted = x.permuted
+    return tape.record("pow", out, (x,), (x.storage,), _power_backward)
+
+
+def _power_backward(tape: Tape, node: Node, grads: Grads) -> Sequence[Tensor | None]:
+    """``grad * (exponent * x ** (exponent - 1))``: power, multiple and product are there together."""
+    edge = node.edges[0]
+    inner = [tape.new(edge.numel, edge.item, "pow_backward") for _ in range(2)]
+    result = fresh(tape, node, grads)
+    del inner
+    return result
 
 
 def clone(tape: Tape, x: Tensor, operation: str = "clone") -> Tensor:
@@ -153,20 +190,47 @@ def _views(tape: Tape, node: Node, grads: Grads) -> Sequence[Tensor | None]:
 def embedding(tape: Tape, table: Parameter, tokens: Tensor, width: int) -> Tensor:
     """Rows of a table; the gradient of the table is dense."""
     out = tape.new(tokens.numel * width, table.item, "embedding")
-    return tape.record("embedding", out, (table,), (tokens.storage,), fresh)
+    if not tape.cuda:
+        return tape.record("embedding", out, (table,), (tokens.storage,), fresh)
+    count, rows = tokens.numel, table.numel // width
+
+    def backward(tape: Tape, node: Node, grads: Grads) -> Sequence[Tensor | None]:
+        result = fresh(tape, node, grads)
+        if tape.cuda:
+            tape.buffers(tape.cuda.embedding_gradient(count, rows, width), "embedding_dense_backward")
+        return result
+
+    return tape.record("embedding", out, (table,), (tokens.storage,), backward)
 
 
-def linear(tape: Tape, x: Tensor, weight: Parameter, outputs: int, slot: int | None = None) -> Tensor:
-    """``x @ weight``; input and weight are kept, both cast to autocast's width where it is on."""
+def linear(
+    tape: Tape,
+    x: Tensor,
+    weight: Parameter,
+    outputs: int,
+    slot: int | None = None,
+    bias: Parameter | None = None,
+) -> Tensor:
+    """``x @ weight``; input and weight are kept, both cast to autocast's width where it is on.
+
+    ``bias`` is walked on CUDA alone, where its gradient takes more than its size.
+    """
     rows = x.numel * outputs // weight.numel
     kernel: Tensor = weight
+    added: Tensor | None = bias
     if tape.autocast:
+        if bias is not None:
+            added = _cast_weight(tape, bias)
         x, kernel = cast(tape, x, tape.autocast), _cast_weight(tape, weight)
     out = tape.new(rows * outputs, x.item, "mm", slot)
+    if tape.cuda:
+        tape.cuda.multiplies(tape, biased=bias is not None)
     if weight.scheme != "none" and rows > 1:
         taken = product_scratch_bytes(weight.scheme, x.numel, out.numel, weight.numel, x.item)
         tape.scratch(taken, f"{weight.scheme}_matmul")
     saved = [t.storage for t, other in ((x, kernel), (kernel, x)) if other.node is not None]
+    if added is not None:
+        return tape.record("addmm", out, (x, kernel, added), saved, _biased_linear_backward)
     return tape.record("mm", out, (x, kernel), saved, _linear_backward)
 
 
@@ -183,14 +247,32 @@ def _cast_weight(tape: Tape, weight: Parameter) -> Tensor:
 
 def _linear_backward(tape: Tape, node: Node, grads: Grads) -> Sequence[Tensor | None]:
     """The input's gradient and the weight's; the latter is a gradient of the model from its birth on."""
-    x, weight = node.edges
-    results = [
-        tape.new(x.numel, x.item, "mm", x.slot) if x.node else None,
-        tape.new(weight.numel, weight.item, "mm", weight.slot) if weight.node else None,
-    ]
-    for result in results:
-        if result is not None:
-            result.viewed = True
+    return _products(tape, node.edges[:2], weight_first=tape.cuda is not None)
+
+
+def _biased_linear_backward(tape: Tape, node: Node, grads: Grads) -> Sequence[Tensor | None]:
+    """As ``_linear_backward``, and the bias's gradient, the sum over all rows."""
+    results = list(_products(tape, node.edges[:2], weight_first=False))
+    bias, grad = node.edges[2], grads[0]
+    assert grad is not None
+    if bias.node is None:
+        return [*results, None]
+    total = tape.new(bias.numel, bias.item, "sum", bias.slot)
+    tape.reduce_rows(grad.numel // bias.numel, bias.numel, grad.item)
+    return [*results, total]
+
+
+def _products(tape: Tape, edges: Sequence[Edge], *, weight_first: bool) -> Sequence[Tensor | None]:
+    """The gradients of both factors, in the order in which the derivative of ``mm`` or ``addmm`` makes them."""
+    results: list[Tensor | None] = [None, None]
+    for index in (1, 0) if weight_first else (0, 1):
+        edge = edges[index]
+        if edge.node is None:
+            continue
+        result = results[index] = tape.new(edge.numel, edge.item, "mm", edge.slot)
+        result.viewed = True
+        if tape.cuda:
+            tape.cuda.multiplies(tape, biased=False)
     return results
 
 
@@ -202,18 +284,22 @@ def dropout(tape: Tape, x: Tensor, probability: float) -> Tensor:
     if not probability:
         return x
     if tape.cuda:
-        out = tape.new(x.numel, x.item, "native_dropout")
         mask = tape.new(x.numel, 1, "native_dropout")
+        out = tape.new(x.numel, x.item, "native_dropout")
         return tape.record("native_dropout", out, (x,), (mask.storage,), fresh)
     noise = tape.new(x.numel, x.item, "bernoulli_")
     return multiply(tape, x, noise)
 
 
-def layer_norm(tape: Tape, x: Tensor, rows: int) -> Tensor:
-    """Keeps its input and two statistics a row."""
+def layer_norm(tape: Tape, x: Tensor, rows: int, weights: Sequence[Parameter] = ()) -> Tensor:
+    """Keeps its input and two statistics a row; ``weights`` are walked on CUDA alone."""
     x = widen(tape, x)
     out = tape.new(x.numel, x.item, "native_layer_norm")
-    statistics = tape.new(2 * rows, max(FP32, x.item) if tape.cuda else x.item, "native_layer_norm")
+    if tape.cuda:
+        both = [tape.new(rows, FP32, "native_layer_norm") for _ in range(2)]
+        saved = (x.storage, *(one.storage for one in both))
+        return tape.record("native_layer_norm", out, (x, *weights), saved, fresh)
+    statistics = tape.new(2 * rows, x.item, "native_layer_norm")
     return tape.record("native_layer_norm", out, (x,), (x.storage, statistics.storage), fresh)
 
 

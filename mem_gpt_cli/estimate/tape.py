@@ -10,10 +10,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from mem_gpt_cli.estimate.books import GRADIENTS, KERNEL_BUFFERS, RESIDUAL, Ledger, Storage
 from mem_gpt_cli.quantization.cost import Scheme
+
+if TYPE_CHECKING:
+    from mem_gpt_cli.estimate.cuda import CudaKernels
 
 
 class Tensor:
@@ -139,15 +142,18 @@ def _no_rule(*_: object) -> Sequence[Tensor | None]:
 class Tape:
     """Where operations are written down: the ledger, the nodes in their order, and the mode of the run.
 
-    ``autocast`` is the width in bytes of the lower precision, 0 without; ``cuda`` picks the kernels of a GPU.
+    ``autocast`` is the width in bytes of the lower precision, 0 without; ``cuda`` are the kernels of a GPU.
     """
 
-    def __init__(self, ledger: Ledger, *, recording: bool, autocast: int = 0, cuda: bool = False) -> None:
+    def __init__(
+        self, ledger: Ledger, *, recording: bool, autocast: int = 0, cuda: CudaKernels | None = None
+    ) -> None:
         self.ledger = ledger
         self.recording = recording
         self.autocast = autocast
         self.cuda = cuda
         self.slot = RESIDUAL
+        self.in_backward = False
         self.nodes: list[Node] = []
         self.casts: dict[int, Tensor] = {}
 
@@ -164,6 +170,15 @@ class Tape:
     def scratch(self, nbytes: int, operation: str) -> None:
         """Bytes that a kernel takes and gives back within one operation."""
         Storage(self.ledger, KERNEL_BUFFERS, nbytes, operation)
+
+    def buffers(self, sizes: Sequence[int], operation: str) -> None:
+        """Buffers that a kernel has all at once, in the order of their making."""
+        [Storage(self.ledger, KERNEL_BUFFERS, nbytes, operation) for nbytes in sizes if nbytes]
+
+    def reduce_rows(self, rows: int, width: int, item: int) -> None:
+        """What CUDA takes to add up the rows of a matrix; the CPU takes nothing."""
+        if self.cuda:
+            self.buffers(self.cuda.row_sum(rows, width, item), "sum")
 
     def record(
         self,
@@ -185,8 +200,10 @@ class Tape:
         """Walk the tape from its newest node to its oldest."""
         if root.node is None:
             raise ValueError("no gradient flows to the root of this backward pass")
+        self.in_backward = True
         root.node.receive(self, root.port, self.new(root.numel, root.item, "ones_like"))
         self.backward_until(0)
+        self.in_backward = False
 
     def backward_until(self, first: int) -> None:
         """Walk back until the tape is ``first`` nodes long."""
