@@ -62,9 +62,8 @@ def hold_to_budget(recipe: Recipe, report: MemoryReport) -> None:
         death = allocator["out_of_memory"]
         if death is not None:
             raise GateError(
-                f"it does not fit: {death['phase']} dies in {death['operation']}, which asks for "
-                f"{render_bytes(death['requested'])} beyond the {render_bytes(death['reserved'])} reserved "
-                f"of the budget of {render_bytes(budget)}"
+                f"it does not fit the budget of {render_bytes(budget)}: {death['phase']} runs out of memory "
+                f"in {death['operation']}"
             )
     elif report.allocated_bytes > budget:
         over = report.allocated_bytes - budget
