@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from mem_gpt_cli.devices.catalogue import find_gpu
 from mem_gpt_cli.estimate import decoder
-from mem_gpt_cli.estimate.books import Ledger
-from mem_gpt_cli.estimate.books import INT64
+from mem_gpt_cli.estimate.books import INT64, Ledger
+from mem_gpt_cli.estimate.cuda import CudaKernels
 from mem_gpt_cli.estimate.decoder import Decoder
 from mem_gpt_cli.estimate.phases import walk
 from mem_gpt_cli.model import resolve
@@ -53,7 +54,8 @@ def kept_by(model: tuple[str, ...], depth: int, *options: str) -> int:
     )
     ledger = Ledger()
     ledger.enter("forward")
-    model_of = Decoder(resolve(recipe.model).architecture, recipe, ledger, weight_bytes=0)
+    cuda = CudaKernels(find_gpu("a100-80gb"), "fp32") if recipe.device.type == "cuda" else None
+    model_of = Decoder(resolve(recipe.model).architecture, recipe, ledger, weights=[0], cuda=cuda)
     tape = model_of.tape(recording=True)
     hidden = model_of.forward(tape, tape.new(ROWS, INT64, "tokens"))
     kept = ledger.total

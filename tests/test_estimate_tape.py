@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from mem_gpt_cli.allocator import CachingAllocator
 from mem_gpt_cli.estimate import ops
 from mem_gpt_cli.estimate.books import GRADIENTS, WEIGHTS, Ledger, Storage
+from mem_gpt_cli.estimate.card_books import CardLedger
 from mem_gpt_cli.estimate.tape import Parameter, Tape, Tensor
 
 
-def tape_and_ledger(rounding: int = 1) -> tuple[Tape, Ledger]:
-    ledger = Ledger(rounding)
+def tape_and_ledger(ledger: Ledger | None = None) -> tuple[Tape, Ledger]:
+    ledger = ledger or Ledger()
     ledger.enter("run")
     return Tape(ledger, recording=True), ledger
 
@@ -78,12 +80,18 @@ def test_the_peak_is_a_moment_whose_slots_add_up() -> None:
     del second
 
 
-def test_an_allocator_rounds_each_storage_up() -> None:
-    tape, ledger = tape_and_ledger(rounding=512)
-    x = tape.new(1, 4, "scalar")
-    assert ledger.total == 512
-    del x
+def test_on_a_card_a_storage_weighs_its_block() -> None:
+    """A segment of 12 MiB keeps the MiB that is left beside 11, and stays when its block goes."""
+    books = CardLedger(CachingAllocator())
+    tape, ledger = tape_and_ledger(books)
+    x, large = tape.new(1, 4, "scalar"), tape.new(11 * 2**20, 1, "large")
+    assert ledger.total == 512 + 12 * 2**20
+    assert books.reserved["run"] == 14 * 2**20
+    del x, large
     assert ledger.total == 0
+    books.enter("again")
+    assert books.reserved["again"] == 14 * 2**20
+    assert books.fragmentation.allocated == 512 + 12 * 2**20
 
 
 def test_autocast_makes_each_weight_once() -> None:

@@ -49,6 +49,18 @@ class Death:
     reserved_but_unallocated: int
     retries: int
 
+    @classmethod
+    def of(cls, event: int, error: OutOfMemory) -> Death:
+        """What the allocator said when it gave up, at an event."""
+        return cls(
+            event=event,
+            requested=error.requested,
+            allocated=error.allocated,
+            reserved=error.reserved,
+            reserved_but_unallocated=error.reserved_but_unallocated,
+            retries=error.retries,
+        )
+
 
 @dataclass(frozen=True, eq=False)
 class Replay:
@@ -101,7 +113,7 @@ def replay(
             try:
                 block = allocator.malloc(nbytes)
             except OutOfMemory as error:
-                death = _death(event, error)
+                death = Death.of(event, error)
                 break
             live[storage] = block
             block_bytes[storage] = block.nbytes
@@ -124,15 +136,4 @@ def replay(
         fragmentation=highest,
         retries=stats.retries,
         death=death,
-    )
-
-
-def _death(event: int, error: OutOfMemory) -> Death:
-    return Death(
-        event=event,
-        requested=error.requested,
-        allocated=error.allocated,
-        reserved=error.reserved,
-        reserved_but_unallocated=error.reserved_but_unallocated,
-        retries=error.retries,
     )

@@ -80,7 +80,7 @@ def _cudnn_takes(gpu: Gpu, build: Build, shape: Shape, dropout: float) -> bool:
 
 
 def _flash_takes(gpu: Gpu, shape: Shape, dropout: float, *, needs_grad: bool) -> bool:
-    """``can_use_flash_attention``; wide heads' backward needs more shared memory than 8.6, 8.9 and 12.x have."""
+    """``can_use_flash_attention``; 8.6, 8.9 and 12.x lack the shared memory for wide heads' backward."""
     small = gpu.capability in ((8, 6), (8, 9)) or gpu.capability[0] == 12
     fits = not (small and needs_grad) or shape.size <= 192 or (shape.size > 224 and not dropout)
     return (

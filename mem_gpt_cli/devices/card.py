@@ -11,6 +11,7 @@ from mem_gpt_cli.devices.gpu import Gpu
 from mem_gpt_cli.errors import MemgptError, RecipeError
 from mem_gpt_cli.recipe.problems import position_of
 from mem_gpt_cli.recipe.schema import Recipe
+from mem_gpt_cli.report.model import DeviceSummary
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,13 @@ def card_of(recipe: Recipe) -> Card | None:
     if chosen is None:
         return None
     return Card(chosen.gpu, chosen.assumed, allocator_settings(recipe), calibration_of(chosen.gpu))
+
+
+def summary_of(recipe: Recipe, card: Card | None) -> DeviceSummary:
+    """The device of a report: the CPU, or the GPU by its product's name."""
+    if card is None:
+        return DeviceSummary(recipe.device.type, recipe.device.name)
+    return DeviceSummary(recipe.device.type, card.gpu.product, card.gpu.total_bytes)
 
 
 def allocator_settings(recipe: Recipe) -> AllocatorSettings:

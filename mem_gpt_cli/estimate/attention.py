@@ -5,7 +5,7 @@ from __future__ import annotations
 from mem_gpt_cli.attention import cost as attention_cost
 from mem_gpt_cli.devices.kernels.attention import Shape
 from mem_gpt_cli.estimate import attention_ops, ops
-from mem_gpt_cli.estimate.books import ATTENTION, FP32, MASK, NORM, SCORES
+from mem_gpt_cli.estimate.books import ATTENTION, FP32, MASK, NORM, RESIDUAL, SCORES
 from mem_gpt_cli.estimate.cache import update_cache
 from mem_gpt_cli.estimate.forward_pass import Pass
 from mem_gpt_cli.estimate.latent import latent_projections
@@ -32,7 +32,10 @@ def attention(run: Pass, layer: Layer, index: int, x: Tensor) -> tuple[Tensor, T
         output = run.project(
             output, f"layers.{index}.o", part.heads * part.value_dim, run.architecture.hidden
         )
-        del held
+        if run.dialect.drops_in_attention:
+            with run.inside(RESIDUAL, f"layers.{index}"):
+                output = ops.dropout(run.tape, output, run.dropout(layer.residual_dropout))
+        del held, q, k, v
         return output, weights
 
 
@@ -182,9 +185,7 @@ def _cuda_sdpa(
     tape = run.tape
     assert tape.cuda is not None
     key_heads = k.numel // (run.batch * keys * part.head_dim)
-    shape = Shape(
-        run.batch, part.heads, key_heads, run.tokens, keys, part.head_dim, part.value_dim, q.item
-    )
+    shape = Shape(run.batch, part.heads, key_heads, run.tokens, keys, part.head_dim, part.value_dim, q.item)
     needs_grad = tape.recording and any(x.node is not None for x in (q, k, v))
     dtype = tape.cuda.dtype if q.item < FP32 else "fp32"
     kernel = attention_cost.cuda_kernel(

@@ -122,8 +122,8 @@ def cuda_sdpa(
 ) -> Tensor:
     """Attention by a fused kernel of CUDA, with what it makes beside its output and takes while it runs.
 
-    Without gradients the memory-efficient kernel and cuDNN make no log-sum-exp; that of the former has rows in
-    multiples of 32 (aten/src/ATen/native/transformers/cuda/attention.cu).
+    Without gradients the memory-efficient kernel and cuDNN make no log-sum-exp; that of the former has
+    multiples of 32 rows (aten/src/ATen/native/transformers/cuda/attention.cu).
     """
     assert tape.cuda is not None
     operation = f"_scaled_dot_product_{kernel}_attention"

@@ -26,7 +26,8 @@ def block(run: Pass, layer: Layer, index: int, x: Tensor) -> Tensor:
     if position != "post":
         x = norm(run, layer, x, f"{name}.attention_norm")
     x, weights = attention(run, layer, index, x)
-    x = ops.dropout(run.tape, x, run.dropout(layer.residual_dropout))
+    if not run.dialect.drops_in_attention:
+        x = ops.dropout(run.tape, x, run.dropout(layer.residual_dropout))
     held = x if run.dialect.holds_attention_output else None
     if position != "pre":
         x = norm(run, layer, x, f"{name}.attention_post_norm")

@@ -30,7 +30,10 @@ def caveats(recipe: Recipe, source: ModelSource, architecture: Architecture) -> 
 
 def _device(recipe: Recipe) -> Iterator[str]:
     if recipe.device.type == "cuda":
-        yield "the formulas for cuda follow torch's sources: this version has not been held against a GPU"
+        yield (
+            "the formulas for CUDA were held against traces, and these against torch's own host code over a "
+            "stub driver; never against a GPU"
+        )
 
 
 def _positions(recipe: Recipe, source: ModelSource, architecture: Architecture) -> Iterator[str]:

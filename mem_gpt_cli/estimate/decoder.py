@@ -112,6 +112,7 @@ class Decoder:
         )
         embedded, x = self._embed(run, tokens)
         run.prepare()
+        x = ops.dropout(tape, x, run.dropout(arch.embedding_dropout))
         repeats = not (tape.recording or tape.autocast or self.training or tape.cuda)
         for index, layer in enumerate(arch.layers):
             if repeats and index in self.inner:
@@ -144,7 +145,6 @@ class Decoder:
         table = self.weight("positions", (arch.max_positions or 0) * arch.hidden)
         positions = ops.embedding(tape, table, ids[0], arch.hidden)
         x = ops.add(tape, embedded, positions)
-        x = ops.dropout(tape, x, arch.embedding_dropout if self.training else 0)
         ledger.module = ""
         return (embedded, positions, *ids), x
 

@@ -22,6 +22,7 @@ class Dialect(NamedTuple):
         embedding_scale: the embeddings are multiplied by a number.
         norm_position: before each part, before and after it (``sandwich``), or after it alone.
         holds_attention_output: the block keeps a name on it to its end.
+        drops_in_attention: the attention's own code drops out its output, while its names are still held.
         scales_queries: the queries are scaled, not the scores.
         positions_by_sequence: learned positions are looked up for each sequence, not once for all.
         rotary_by_span: layers with a window and layers without have rotary tables of their own.
@@ -36,6 +37,7 @@ class Dialect(NamedTuple):
     embedding_scale: bool = False
     norm_position: Literal["pre", "sandwich", "post"] = "pre"
     holds_attention_output: bool = False
+    drops_in_attention: bool = False
     scales_queries: bool = False
     positions_by_sequence: bool = False
     rotary_by_span: bool = False
@@ -45,7 +47,7 @@ class Dialect(NamedTuple):
 _DEFAULT = Dialect()
 _GEMMA3 = Dialect(rms="gemma", embedding_scale=True, norm_position="sandwich", rotary_by_span=True)
 _DIALECTS = {
-    "gpt2": Dialect(softmax_fp32=False, holds_attention_output=True),
+    "gpt2": Dialect(softmax_fp32=False, holds_attention_output=True, drops_in_attention=True),
     "opt": Dialect(scales_queries=True, positions_by_sequence=True, inlines_mlp=True),
     "gemma": Dialect(rms="gemma", embedding_scale=True),
     "gemma2": Dialect(sdpa=False, rms="gemma", embedding_scale=True, norm_position="sandwich"),

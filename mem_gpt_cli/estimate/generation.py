@@ -19,8 +19,8 @@ def generate(decoder: Decoder, tokens: Tensor) -> None:
     """The prefill, and those decode steps of which one is the largest: the last, and where a window cuts the
     cache the first, which still finds the prompt's.
 
-    An allocator remembers what came before. So on a card all steps are walked where they are few, as the trace
-    runs them, and else the first and the last.
+    An allocator remembers what came before. So on a card all steps are walked where they are few, as the
+    trace runs them, and else the first and the last.
     """
     lengths = decoder.recipe.lengths
     decoder.ledger.enter("prefill")

@@ -219,9 +219,9 @@ def linear(
     kernel: Tensor = weight
     added: Tensor | None = bias
     if tape.autocast:
-        if bias is not None:
-            added = _cast_weight(tape, bias)
-        x, kernel = cast(tape, x, tape.autocast), _cast_weight(tape, weight)
+        kernel = _cast_weight(tape, weight)
+        x = cast(tape, x, tape.autocast)
+        added = None if bias is None else _cast_weight(tape, bias)
     out = tape.new(rows * outputs, x.item, "mm", slot)
     if tape.cuda:
         tape.cuda.multiplies(tape, biased=bias is not None)
@@ -263,7 +263,7 @@ def _biased_linear_backward(tape: Tape, node: Node, grads: Grads) -> Sequence[Te
 
 
 def _products(tape: Tape, edges: Sequence[Edge], *, weight_first: bool) -> Sequence[Tensor | None]:
-    """The gradients of both factors, in the order in which the derivative of ``mm`` or ``addmm`` makes them."""
+    """The gradients of both factors, in the order in which the derivative makes them."""
     results: list[Tensor | None] = [None, None]
     for index in (1, 0) if weight_first else (0, 1):
         edge = edges[index]

@@ -37,7 +37,9 @@ class Vectors(NamedTuple):
         """Read them off the names of a model's tensors."""
         modules = {t.name.removesuffix(".bias") for t in architecture.tensors if t.kind == "bias"}
         biased = (
-            role for role, names in _ROLES.items() if any(f".{m}".endswith(f".{n}") for m in modules for n in names)
+            role
+            for role, names in _ROLES.items()
+            if any(f".{m}".endswith(f".{n}") for m in modules for n in names)
         )
         norms = Counter(t.name.rpartition(".")[0] for t in architecture.tensors if t.kind == "norm")
         return cls(frozenset(biased), max(norms.values(), default=0))
@@ -52,12 +54,10 @@ def parameter_bytes(architecture: Architecture, item: int) -> Sequence[int]:
 
 
 def stored_parts(architecture: Architecture, scheme: Scheme, item: int) -> Sequence[int]:
-    """Bytes of each stored tensor in that order, its scales after it where it is quantized; buffers come last."""
+    """Bytes of each stored tensor in that order, scales after what is quantized; buffers come last."""
     buffers = [t for t in architecture.tensors if t.kind == "buffer" for _ in range(t.count)]
     tensors = [*_in_order([t for t in architecture.tensors if t.kind != "buffer"]), *buffers]
-    return [
-        part for tensor in tensors for part in quantization_cost.stored(tensor, scheme, item) if part
-    ]
+    return [part for tensor in tensors for part in quantization_cost.stored(tensor, scheme, item) if part]
 
 
 def _in_order(tensors: Sequence[Tensor]) -> Sequence[Tensor]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from mem_gpt_cli.devices.card import card_of, summary_of
 from mem_gpt_cli.errors import UnsupportedError
 from mem_gpt_cli.estimate.books import SLOTS, Moment
 from mem_gpt_cli.estimate.cause import cause_of
 from mem_gpt_cli.estimate.caveats import caveats
 from mem_gpt_cli.estimate.decoder import WIDTHS
+from mem_gpt_cli.estimate.on_card import walk_on_card
 from mem_gpt_cli.estimate.phases import Walk, walk
 from mem_gpt_cli.estimate.work import work
 from mem_gpt_cli.kv_cache import cost as cache_cost
@@ -19,7 +21,6 @@ from mem_gpt_cli.recipe import as_run, refuse_unavailable
 from mem_gpt_cli.recipe.schema import Recipe
 from mem_gpt_cli.report.model import (
     PHASES,
-    DeviceSummary,
     MemoryReport,
     ModelSummary,
     Phase,
@@ -50,9 +51,14 @@ def report_of(recipe: Recipe, source: ModelSource, architecture: Architecture) -
     """The report of a recipe whose model is known already; raises ``UnsupportedError`` as ``estimate``."""
     if not architecture.layers:
         raise UnsupportedError(f"{source.name}: a model without layers has no formula")
-    walked = walk(architecture, recipe)
+    card = card_of(recipe) if recipe.device.type == "cuda" else None
+    on_card = walk_on_card(architecture, recipe, card) if card else None
+    walked = on_card.walked if on_card else walk(architecture, recipe)
+    verdict, reserved = (on_card.verdict, on_card.reserved) if on_card else (None, {})
     moments = walked.peaks
-    phases = tuple(_phase(name, moments[name]) for name in PHASES[recipe.task] if name in moments)
+    phases = tuple(
+        _phase(name, moments[name], reserved.get(name)) for name in PHASES[recipe.task] if name in moments
+    )
     peak = max(phases, key=lambda phase: phase.peak_allocated_bytes)
     return MemoryReport(
         lens="estimate",
@@ -65,16 +71,23 @@ def report_of(recipe: Recipe, source: ModelSource, architecture: Architecture) -
             layers=len(architecture.layers),
             source=source.source,
         ),
-        device=DeviceSummary(type=recipe.device.type, name=recipe.device.name),
+        device=summary_of(recipe, card),
         phases=phases,
-        provenance={"peak_allocated_bytes": "formula", "components": "formula"},
+        provenance={
+            "peak_allocated_bytes": "formula",
+            "components": "formula",
+            **(verdict.provenance("formula") if verdict else {}),
+        },
         cause=cause_of(peak, moments[peak.name], architecture, recipe),
-        warnings=caveats(recipe, source, architecture),
-        details=_details(recipe, architecture, walked),
+        reserved_bytes=verdict.reserved_bytes if verdict else None,
+        process_bytes=verdict.process_bytes if verdict else None,
+        device_bytes=verdict.device_bytes if verdict else None,
+        warnings=(*caveats(recipe, source, architecture), *(verdict.warnings if verdict else ())),
+        details={**_details(recipe, architecture, walked), **(verdict.details if verdict else {})},
     )
 
 
-def _phase(name: str, moment: Moment) -> Phase:
+def _phase(name: str, moment: Moment, reserved: int | None) -> Phase:
     counted: dict[str, int] = {}
     for (component, _), nbytes in zip(SLOTS, moment.live, strict=True):
         counted[component] = counted.get(component, 0) + nbytes
@@ -84,6 +97,7 @@ def _phase(name: str, moment: Moment) -> Phase:
         components=components(**counted),
         peak_operation=moment.operation or None,
         peak_module=moment.module or None,
+        reserved_bytes=reserved,
     )
 
 

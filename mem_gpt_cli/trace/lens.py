@@ -7,18 +7,17 @@ from typing import Any
 
 import torch
 
-from mem_gpt_cli.devices.card import Card, card_of
+from mem_gpt_cli.devices.card import Card, card_of, summary_of
+from mem_gpt_cli.devices.verdict import Verdict, verdict_on
 from mem_gpt_cli.ledger.timeline import run_title, timeline_of
 from mem_gpt_cli.model import resolve
 from mem_gpt_cli.model.build import attention_note, build_on_meta
 from mem_gpt_cli.model.facts import summarise
 from mem_gpt_cli.recipe import as_run, refuse_unavailable
 from mem_gpt_cli.recipe.schema import Recipe
-from mem_gpt_cli.report import COMPONENTS, PHASES, DeviceSummary, MemoryReport, ModelSummary, Phase
+from mem_gpt_cli.report import COMPONENTS, PHASES, MemoryReport, ModelSummary, Phase
 from mem_gpt_cli.report.cause import cause_of
-from mem_gpt_cli.report.model import Provenance
 from mem_gpt_cli.report.timeline import check, write
-from mem_gpt_cli.trace.cuda.verdict import Verdict, verdict_on
 from mem_gpt_cli.trace.depth import plan_depth
 from mem_gpt_cli.trace.dry_run import DryRun, DryRunner
 from mem_gpt_cli.trace.events import write_events
@@ -63,7 +62,10 @@ def trace(
         write_events(dry.log, events, as_run(recipe))
     if timeline is not None and dry.curves is not None:
         write(timeline_of(dry.curves, run_title(source.name, recipe, "traced")), timeline)
-    verdict = verdict_on(recipe, card, dry.replayed) if card and dry.replayed else None
+    verdict = None
+    if card and dry.replayed:
+        ending = dry.replayed.within(card.capacity(recipe), card)
+        verdict = verdict_on(recipe, card, dry.replayed.whole.fragmentation, ending)
     return report(recipe, summarise(source, whole), dry, card, verdict)
 
 
@@ -123,9 +125,13 @@ def report(
         task=recipe.task,
         recipe=as_run(recipe),
         model=model,
-        device=device_summary(recipe, card),
+        device=summary_of(recipe, card),
         phases=tuple(phases),
-        provenance=_provenance(card, verdict),
+        provenance={
+            "peak_allocated_bytes": "traced",
+            "components": "traced",
+            **(verdict.provenance("traced") if verdict else {}),
+        },
         cause=cause_of(max(phases, key=lambda phase: phase.peak_allocated_bytes)),
         reserved_bytes=verdict.reserved_bytes if verdict else None,
         process_bytes=verdict.process_bytes if verdict else None,
@@ -138,21 +144,3 @@ def report(
             **(verdict.details if verdict else {}),
         },
     )
-
-
-def device_summary(recipe: Recipe, card: Card | None) -> DeviceSummary:
-    """The CPU, or the GPU by its product's name."""
-    if card is None:
-        return DeviceSummary(recipe.device.type, recipe.device.name)
-    return DeviceSummary(recipe.device.type, card.gpu.product, card.gpu.total_bytes)
-
-
-def _provenance(card: Card | None, verdict: Verdict | None) -> dict[str, Provenance]:
-    found: dict[str, Provenance] = {"peak_allocated_bytes": "traced", "components": "traced"}
-    if card and verdict:
-        found |= {
-            "reserved_bytes": "traced",
-            "process_bytes": "unavailable" if verdict.process_bytes is None else "calibrated",
-            "device_bytes": "unavailable" if verdict.device_bytes is None else "calibrated",
-        }
-    return found

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mem_gpt_cli.allocator.replay import Death, Replay, replay
+from mem_gpt_cli.allocator.replay import Replay, replay
 from mem_gpt_cli.devices.card import Card
-from mem_gpt_cli.ledger import Curves, EventLog, Operation
+from mem_gpt_cli.devices.verdict import Ending
+from mem_gpt_cli.ledger import Curves, EventLog
 
 
 @dataclass(frozen=True)
@@ -26,17 +27,17 @@ class Replayed:
     reserved: Mapping[str, int]
     whole: Replay
 
-    def within(self, capacity: int, card: Card) -> Replay:
-        """The replay with no more than ``capacity`` bytes to reserve."""
+    def within(self, capacity: int, card: Card) -> Ending:
+        """How the run ends with no more than ``capacity`` bytes to reserve."""
         if self.whole.peak_reserved <= capacity:
-            return self.whole
-        return replay(_events(self.curves.log), card.settings, capacity, device_bytes=card.gpu.total_bytes)
-
-    def place_of(self, death: Death) -> tuple[str, Operation]:
-        """The phase and the operation in which a run dies."""
+            return Ending(self.whole.retries)
         log = self.curves.log
-        operation = log.operations[int(self.curves.operation[death.event])]
-        return log.spans[operation.span].phase, operation
+        run = replay(_events(log), card.settings, capacity, device_bytes=card.gpu.total_bytes)
+        if run.death is None:
+            return Ending(run.retries)
+        operation = log.operations[int(self.curves.operation[run.death.event])]
+        phase = log.spans[operation.span].phase
+        return Ending(run.retries, run.death, phase, operation.name, operation.module)
 
 
 def replayed(log: EventLog, card: Card) -> Replayed:

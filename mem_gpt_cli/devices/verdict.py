@@ -6,11 +6,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from mem_gpt_cli.allocator.replay import Replay
+from mem_gpt_cli.allocator.replay import Death, Fragmentation
 from mem_gpt_cli.devices.card import Card
 from mem_gpt_cli.recipe.schema import Recipe
+from mem_gpt_cli.report.model import Provenance
 from mem_gpt_cli.report.sizes import render_bytes
-from mem_gpt_cli.trace.cuda.replayed import Replayed
 
 
 @dataclass(frozen=True)
@@ -23,45 +23,71 @@ class Verdict:
     warnings: tuple[str, ...]
     details: Mapping[str, Any]
 
+    def provenance(self, reserved: Provenance) -> dict[str, Provenance]:
+        """Where each figure comes from, ``reserved`` being the lens's own."""
+        return {
+            "reserved_bytes": reserved,
+            "process_bytes": "unavailable" if self.process_bytes is None else "calibrated",
+            "device_bytes": "unavailable" if self.device_bytes is None else "calibrated",
+        }
 
-def verdict_on(recipe: Recipe, card: Card, replayed: Replayed) -> Verdict:
-    """Judge a replayed run against the recipe's budget, or else the memory of its card."""
-    reserved, overhead = replayed.whole.peak_reserved, card.overhead_bytes
+
+@dataclass(frozen=True)
+class Ending:
+    """What becomes of a run in a given amount of memory.
+
+    ``retries`` counts the requests for which the cache was emptied; a death has its phase, its operation and,
+    where it is known, its module.
+    """
+
+    retries: int = 0
+    death: Death | None = None
+    phase: str = ""
+    operation: str = ""
+    module: str = ""
+
+
+def verdict_on(recipe: Recipe, card: Card, fragmentation: Fragmentation, within: Ending) -> Verdict:
+    """Judge a run on its card.
+
+    Args:
+        recipe: the options, with the budget where there is one.
+        card: the GPU.
+        fragmentation: what was reserved, without a limit, at its highest.
+        within: the run's ending in ``card.capacity(recipe)``.
+    """
+    reserved, overhead = fragmentation.reserved, card.overhead_bytes
     process = None if overhead is None else reserved + overhead
     baseline = card.calibration.device_baseline_bytes if card.calibration else None
-    capacity = card.capacity(recipe)
-    within = replayed.within(capacity, card)
-    fragmentation = replayed.whole.fragmentation
     details: dict[str, Any] = {
         "allocator": {
             "fragmentation": asdict(fragmentation) | {"unallocated": fragmentation.unallocated},
-            "capacity_bytes": capacity,
+            "capacity_bytes": card.capacity(recipe),
             "retries": within.retries,
-            "out_of_memory": _death(replayed, within),
+            "out_of_memory": _death(within),
         }
     }
     return Verdict(
         reserved_bytes=reserved,
         process_bytes=process,
         device_bytes=None if process is None or baseline is None else process + baseline,
-        warnings=tuple(_warnings(recipe, card, replayed, within)),
+        warnings=tuple(_warnings(recipe, card, within)),
         details=details,
     )
 
 
-def _death(replayed: Replayed, within: Replay) -> dict[str, Any] | None:
+def _death(within: Ending) -> dict[str, Any] | None:
     """Where the run dies, as the report holds it; ``None`` where it lives."""
     if within.death is None:
         return None
-    phase, operation = replayed.place_of(within.death)
     return asdict(within.death) | {
-        "phase": phase,
-        "operation": operation.name,
-        "module": operation.module or None,
+        "phase": within.phase,
+        "operation": within.operation,
+        "module": within.module or None,
     }
 
 
-def _warnings(recipe: Recipe, card: Card, replayed: Replayed, within: Replay) -> Iterator[str]:
+def _warnings(recipe: Recipe, card: Card, within: Ending) -> Iterator[str]:
     if card.assumed:
         yield (
             f"{recipe.device.name!r} names no GPU and none is here: kernels and memory are those of an "
@@ -76,10 +102,10 @@ def _warnings(recipe: Recipe, card: Card, replayed: Replayed, within: Replay) ->
     limit = "budget" if recipe.budget.memory else card.gpu.name
     capacity = render_bytes(card.capacity(recipe))
     if within.death is not None:
-        death, (phase, operation) = within.death, replayed.place_of(within.death)
-        where = f"{operation.name} in {operation.module}" if operation.module else operation.name
+        death = within.death
+        where = f"{within.operation} in {within.module}" if within.module else within.operation
         yield (
-            f"out of memory: of the {capacity} that the {limit} leaves to torch, {phase} has reserved "
+            f"out of memory: of the {capacity} that the {limit} leaves to torch, {within.phase} has reserved "
             f"{render_bytes(death.reserved)}, {render_bytes(death.reserved_but_unallocated)} of it "
             f"unallocated, when {where} asks for {render_bytes(death.requested)} more"
         )

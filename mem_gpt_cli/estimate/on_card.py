@@ -1,0 +1,59 @@
+"""The walk of a recipe on a card: once with as much memory as it takes, for the peaks, and where that is more
+than there is, once more with what there is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from mem_gpt_cli.allocator.caching import CachingAllocator
+from mem_gpt_cli.allocator.out_of_memory import OutOfMemory
+from mem_gpt_cli.allocator.replay import Death
+from mem_gpt_cli.devices.card import Card
+from mem_gpt_cli.devices.verdict import Ending, Verdict, verdict_on
+from mem_gpt_cli.estimate.card_books import CardLedger
+from mem_gpt_cli.estimate.cuda import CudaKernels
+from mem_gpt_cli.estimate.phases import Walk, walk
+from mem_gpt_cli.model.architecture import Architecture
+from mem_gpt_cli.recipe.schema import Recipe
+
+
+class CardWalk(NamedTuple):
+    """The walk, the most that each phase had reserved, and whether the card holds it."""
+
+    walked: Walk
+    reserved: Mapping[str, int]
+    verdict: Verdict
+
+
+def walk_on_card(architecture: Architecture, recipe: Recipe, card: Card) -> CardWalk:
+    """Walk the recipe's task through the architecture, each storage in a block of the card's allocator."""
+    ledger = _ledger(card, None)
+    walked = walk(architecture, recipe, ledger, _kernels(recipe, card))
+    capacity = card.capacity(recipe)
+    ending = Ending(ledger.allocator.stats.retries)
+    if ledger.fragmentation.reserved > capacity:
+        ending = _within(architecture, recipe, card, capacity)
+    return CardWalk(walked, ledger.reserved, verdict_on(recipe, card, ledger.fragmentation, ending))
+
+
+def _within(architecture: Architecture, recipe: Recipe, card: Card, capacity: int) -> Ending:
+    """How the walk ends with no more than ``capacity`` bytes to reserve."""
+    ledger = _ledger(card, capacity)
+    try:
+        walk(architecture, recipe, ledger, _kernels(recipe, card))
+    except OutOfMemory as error:
+        death = Death.of(ledger.events, error)
+        return Ending(death.retries, death, ledger.phase, ledger.operation, ledger.module)
+    return Ending(ledger.allocator.stats.retries)
+
+
+def _ledger(card: Card, capacity: int | None) -> CardLedger:
+    allocator = CachingAllocator(card.settings, capacity, device_bytes=card.gpu.total_bytes)
+    return CardLedger(allocator)
+
+
+def _kernels(recipe: Recipe, card: Card) -> CudaKernels:
+    autocast = recipe.workload.autocast
+    return CudaKernels(card.gpu, recipe.model.dtype if autocast == "none" else autocast)
