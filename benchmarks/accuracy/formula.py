@@ -2,6 +2,7 @@
 
     python benchmarks/accuracy/formula.py            # all cells; writes results/formula_vs_trace.csv
     python benchmarks/accuracy/formula.py --only gpt2
+    python benchmarks/accuracy/formula.py --cuda     # GPUs instead; writes results/formula_vs_trace_cuda.csv
 
 The trace runs the real transformers code on fake tensors, so that no cell takes memory or needs weights:
 shapes are the full ones as well as scaled-down ones, in which activations outweigh weights. Each row is one
@@ -29,6 +30,7 @@ from mem_gpt_cli.report import MemoryReport
 from mem_gpt_cli.trace import trace
 
 RESULTS = Path(__file__).parents[2] / "results" / "formula_vs_trace.csv"
+CUDA_RESULTS = RESULTS.with_name("formula_vs_trace_cuda.csv")
 MEDIAN_LIMIT, WORST_LIMIT = 3.0, 10.0
 
 MODELS: dict[str, tuple[tuple[str, str], ...]] = {
@@ -87,6 +89,28 @@ OPTIONS: tuple[str, ...] = (
 )
 
 
+CUDA_MODELS: dict[str, str] = {
+    "gpt2": "device.name=h100",
+    "gpt2-medium": "device.name=a100-80gb",
+    "gpt2-xl": "device.name=h100",
+    "llama-3.2-1b": "device.name=h100",
+}
+"""The GPU of each model, where the options name none."""
+
+CUDA_OPTIONS: tuple[str, ...] = (
+    "workload.batch=1 workload.seq=256",
+    "workload.batch=4 workload.prompt_tokens=1000 workload.new_tokens=8 model.dtype=bf16",
+    "workload.batch=2 workload.prompt_tokens=512 workload.new_tokens=8 attention.backend=eager",
+    "workload.batch=1 workload.seq=1024 workload.autocast=bf16 device.name=rtx-4090",
+    "task=training workload.batch=2 workload.seq=512",
+    "task=training workload.batch=1 workload.seq=1024 model.dtype=bf16 optimizer.implementation=fused",
+    "task=training workload.batch=2 workload.seq=512 workload.autocast=bf16 device.name=a100-80gb",
+    "task=training workload.batch=2 workload.seq=512 attention.backend=eager optimizer.implementation=loop",
+    "task=training workload.batch=4 workload.seq=1024 checkpointing.policy=full workload.autocast=bf16",
+    "task=training workload.batch=1 workload.seq=512 model.dropout=0 device.name=rtx-4090",
+)
+
+
 @dataclass(frozen=True)
 class Row:
     """One recipe, both answers. ``residual_percent`` is the formula's distance from the trace."""
@@ -106,6 +130,9 @@ class Row:
     kv_cache_residual_bytes: int | None = None
     formula_ms: float | None = None
     trace_ms: float | None = None
+    formula_reserved_bytes: int | None = None
+    trace_reserved_bytes: int | None = None
+    reserved_residual_percent: float | None = None
 
 
 def cells(only: str | None) -> Iterator[tuple[str, str, str, str]]:
@@ -137,14 +164,22 @@ def measure(family: str, name: str, config: str, options: str) -> Row:
         status="ok",
         formula_peak_bytes=formula.allocated_bytes,
         trace_peak_bytes=traced.allocated_bytes,
-        residual_percent=round(100 * (formula.allocated_bytes / traced.allocated_bytes - 1), 4),
+        residual_percent=percent(formula.allocated_bytes, traced.allocated_bytes),
         formula_phase=formula.peak.name,
         trace_phase=traced.peak.name,
         weights_residual_bytes=residual(formula, traced, "weights", "load"),
         kv_cache_residual_bytes=cache_residual(recipe, formula, traced),
         formula_ms=round(1e3 * (between - began), 1),
         trace_ms=round(1e3 * (ended - between), 1),
+        formula_reserved_bytes=formula.reserved_bytes,
+        trace_reserved_bytes=traced.reserved_bytes,
+        reserved_residual_percent=percent(formula.reserved_bytes, traced.reserved_bytes),
     )
+
+
+def percent(ours: int | None, theirs: int | None) -> float | None:
+    """How much larger ours is, in percent."""
+    return round(100 * (ours / theirs - 1), 4) if ours and theirs else None
 
 
 def overrides(name: str, config: str, options: str) -> list[str]:
@@ -184,6 +219,27 @@ def summarise(rows: list[Row], console: Console) -> bool:
     return kept
 
 
+def summarise_cuda(rows: list[Row], console: Console) -> bool:
+    """Print the errors on GPUs by family; whether all allocated are within 1%, all reserved within 3%."""
+    table = Table(
+        "family", "cells", "allocated median %", "worst %", "reserved median %", "worst %", box=None
+    )
+    held = [row for row in rows if row.residual_percent is not None]
+    for family in sorted({row.family for row in held}):
+        found = [row for row in held if row.family == family]
+        table.add_row(family, str(len(found)), *errors(found), *reserved_errors(found))
+    console.print(table)
+    return all(
+        abs(row.residual_percent or 0) <= 1 and abs(row.reserved_residual_percent or 0) <= 3 for row in held
+    )
+
+
+def reserved_errors(rows: list[Row]) -> tuple[str, str]:
+    """Median and largest distance of the reserved bytes, in percent."""
+    sizes = [abs(row.reserved_residual_percent or 0) for row in rows]
+    return f"{statistics.median(sizes):.3f}", f"{max(sizes):.2f}"
+
+
 def errors(rows: list[Row]) -> tuple[str, str]:
     """Median and largest distance, in percent."""
     sizes = [abs(row.residual_percent or 0) for row in rows]
@@ -196,22 +252,42 @@ def exact(rows: list[Row], component: str) -> str:
     return f"{sum(r == 0 for r in found)} of {len(found)}" if found else ""
 
 
+def cuda_cells(only: str | None) -> Iterator[tuple[str, str, str, str]]:
+    """Family, model, config replacements and options of each cell on a GPU."""
+    for name, gpu in CUDA_MODELS.items():
+        for options in CUDA_OPTIONS:
+            family = name.partition("-")[0]
+            if only in (None, family):
+                yield family, name, "", options if "device.name" in options else f"{options} {gpu}"
+
+
+def write(rows: list[Row], path: Path) -> None:
+    """The rows as CSV; the columns of reserved bytes are those of GPUs alone."""
+    names = [field.name for field in fields(Row) if path == CUDA_RESULTS or "reserved" not in field.name]
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, names, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(asdict(row) for row in rows)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--only", choices=sorted(MODELS), help="one family, written nowhere")
-    only = parser.parse_args().only
+    parser.add_argument("--cuda", action="store_true", help="recipes on GPUs")
+    asked = parser.parse_args()
     console, rows = Console(), []
-    for cell in cells(only):
+    for cell in (cuda_cells if asked.cuda else cells)(asked.only):
         rows.append(measure(*cell))
         row = rows[-1]
         shown = row.status if row.residual_percent is None else f"{row.residual_percent:+8.3f}%"
+        if row.reserved_residual_percent is not None:
+            shown += f" {row.reserved_residual_percent:+8.3f}%"
         console.print(f"{shown}  {row.model} {row.config} {row.options}", highlight=False, soft_wrap=True)
-    if only is None:
-        with RESULTS.open("w", newline="") as file:
-            writer = csv.DictWriter(file, [field.name for field in fields(Row)])
-            writer.writeheader()
-            writer.writerows(asdict(row) for row in rows)
-    return 0 if summarise(rows, console) or only not in (None, "gpt2", "llama") else 3
+    if asked.only is None:
+        write(rows, CUDA_RESULTS if asked.cuda else RESULTS)
+    if asked.cuda:
+        return 0 if summarise_cuda(rows, console) else 3
+    return 0 if summarise(rows, console) or asked.only not in (None, "gpt2", "llama") else 3
 
 
 if __name__ == "__main__":

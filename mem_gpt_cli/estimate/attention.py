@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from mem_gpt_cli.attention import cost as attention_cost
-from mem_gpt_cli.devices.kernels.attention import Shape
 from mem_gpt_cli.estimate import attention_ops, ops
 from mem_gpt_cli.estimate.books import ATTENTION, FP32, MASK, NORM, RESIDUAL, SCORES
 from mem_gpt_cli.estimate.cache import update_cache
@@ -164,44 +163,15 @@ def _sdpa(
     if mask is not None:
         mask = tape.new(run.batch * mask.numel, q.item, "where", MASK)
     if tape.cuda:
-        return _cuda_sdpa(run, part, q, k, v, keys, mask, dropout)
+        from mem_gpt_cli.estimate.cuda_attention import fused_attention  # other runs start without it
+
+        output = fused_attention(run, part, q, k, v, keys, mask, dropout)
+        return _math(run, part, q, k, v, keys, mask, dropout) if output is None else output
     if fused:
         rows = run.rows * part.heads
         scratch = attention_cost.flash_scratch_bytes(run.threads, run.tokens, keys, part.head_dim)
         return attention_ops.sdpa(tape, (q, k, v), rows, rows * part.value_dim, mask, scratch)
     return _math(run, part, q, k, v, keys, mask, dropout)
-
-
-def _cuda_sdpa(
-    run: Pass,
-    part: Attention,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    keys: int,
-    mask: Tensor | None,
-    dropout: float,
-) -> Tensor:
-    tape = run.tape
-    assert tape.cuda is not None
-    key_heads = k.numel // (run.batch * keys * part.head_dim)
-    shape = Shape(run.batch, part.heads, key_heads, run.tokens, keys, part.head_dim, part.value_dim, q.item)
-    needs_grad = tape.recording and any(x.node is not None for x in (q, k, v))
-    dtype = tape.cuda.dtype if q.item < FP32 else "fp32"
-    kernel = attention_cost.cuda_kernel(
-        tape.cuda.gpu,
-        tape.cuda.build,
-        shape,
-        dtype,
-        masked=mask is not None,
-        dropout=dropout,
-        needs_grad=needs_grad,
-    )
-    if run.backend == "flash":
-        kernel = "flash"
-    if kernel == "math":
-        return _math(run, part, q, k, v, keys, mask, dropout)
-    return attention_ops.cuda_sdpa(tape, kernel, (q, k, v), shape, mask, dropout)
 
 
 def _math(

@@ -5,9 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mem_gpt_cli.attention.cost import CudaKernel
-from mem_gpt_cli.devices.kernels.attention import Shape
-from mem_gpt_cli.estimate.books import FP32, INT64
+from mem_gpt_cli.estimate.books import FP32
 from mem_gpt_cli.estimate.ops import Grads, cast, clone, fresh
 from mem_gpt_cli.estimate.tape import Node, Tape, Tensor
 
@@ -100,53 +98,17 @@ def sdpa(
     tape.scratch(scratch, operation)
     kept = (*inputs, out, statistics) if mask is None else (*inputs, out, statistics, mask)
     out.permuted = True
-    return tape.record(operation, out, inputs, [x.storage for x in kept], _sdpa_backward)
+    return tape.record(operation, out, inputs, [x.storage for x in kept], sdpa_backward)
 
 
-def _sdpa_backward(tape: Tape, node: Node, grads: Grads) -> Sequence[Tensor | None]:
+def sdpa_backward(tape: Tape, node: Node, grads: Grads) -> Sequence[Tensor | None]:
+    """Gradients of queries, keys and values, each as it lies."""
     results = [
         tape.new(edge.numel, edge.item, f"{node.operation}_backward", edge.slot) for edge in node.edges
     ]
     for result in results:
         result.permuted = True
     return results
-
-
-def cuda_sdpa(
-    tape: Tape,
-    kernel: CudaKernel,
-    inputs: tuple[Tensor, Tensor, Tensor],
-    shape: Shape,
-    mask: Tensor | None,
-    dropout: float,
-) -> Tensor:
-    """Attention by a fused kernel of CUDA, with what it makes beside its output and takes while it runs.
-
-    Without gradients the memory-efficient kernel and cuDNN make no log-sum-exp; that of the former has
-    multiples of 32 rows (aten/src/ATen/native/transformers/cuda/attention.cu).
-    """
-    assert tape.cuda is not None
-    operation = f"_scaled_dot_product_{kernel}_attention"
-    needs_grad = tape.recording and any(x.node is not None for x in inputs)
-    states = [tape.new(1, INT64, operation) for _ in range(2)] if kernel == "cudnn" else []
-    out = tape.new(shape.output_bytes // shape.item, shape.item, operation)
-    out.permuted = True
-    rows = -(-shape.queries // 32) * 32 if kernel == "efficient" else shape.queries
-    kept = [*inputs, out, *states, *([mask] if mask else ())]
-    if needs_grad or kernel == "flash":
-        kept.append(tape.new(shape.batch * shape.heads * rows, FP32, operation))
-    tape.buffers(tape.cuda.attention(kernel, shape, dropout), operation)
-
-    def backward(tape: Tape, node: Node, grads: Grads) -> Sequence[Tensor | None]:
-        results = _sdpa_backward(tape, node, grads)
-        lies_by_length = grads[0] is None or grads[0].permuted or shape.heads == 1 or shape.queries == 1
-        if tape.cuda:
-            copies = 0 if lies_by_length else 1
-            buffers = tape.cuda.attention_backward(kernel, shape, copies)
-            tape.buffers(buffers, f"{node.operation}_backward")
-        return results
-
-    return tape.record(operation, out, inputs, [x.storage for x in kept], backward)
 
 
 def repeat(tape: Tape, x: Tensor, times: int) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from importlib import metadata
 
-from mem_gpt_cli.attention.cost import CudaKernel
+from mem_gpt_cli.attention.on_cuda import CudaKernel
 from mem_gpt_cli.devices.gpu import Gpu
 from mem_gpt_cli.devices.kernels import attention
 from mem_gpt_cli.devices.kernels.attention import Shape

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 from mem_gpt_cli.estimate import ops
 from mem_gpt_cli.estimate.blocks import block
 from mem_gpt_cli.estimate.books import FP32, INPUTS, INT64, LOGITS, WEIGHTS, Ledger, Storage
-from mem_gpt_cli.estimate.cuda import CudaKernels
 from mem_gpt_cli.estimate.dialect import dialect_of
 from mem_gpt_cli.estimate.forward_pass import CacheLayer, Pass
 from mem_gpt_cli.estimate.norms import norm
@@ -17,6 +17,9 @@ from mem_gpt_cli.estimate.parameters import Vectors
 from mem_gpt_cli.estimate.tape import Node, Parameter, Tape, Tensor
 from mem_gpt_cli.model.architecture import Architecture, Layer
 from mem_gpt_cli.recipe.schema import Recipe
+
+if TYPE_CHECKING:
+    from mem_gpt_cli.estimate.cuda import CudaKernels
 
 WIDTHS = {"fp32": 4, "fp16": 2, "bf16": 2, "none": 0}
 

@@ -10,32 +10,40 @@ from typing import NamedTuple
 from mem_gpt_cli.allocator.caching import CachingAllocator
 from mem_gpt_cli.allocator.out_of_memory import OutOfMemory
 from mem_gpt_cli.allocator.replay import Death
-from mem_gpt_cli.devices.card import Card
+from mem_gpt_cli.devices.card import Card, card_of, summary_of
 from mem_gpt_cli.devices.verdict import Ending, Verdict, verdict_on
 from mem_gpt_cli.estimate.card_books import CardLedger
 from mem_gpt_cli.estimate.cuda import CudaKernels
 from mem_gpt_cli.estimate.phases import Walk, walk
 from mem_gpt_cli.model.architecture import Architecture
 from mem_gpt_cli.recipe.schema import Recipe
+from mem_gpt_cli.report.model import DeviceSummary
 
 
-class CardWalk(NamedTuple):
-    """The walk, the most that each phase had reserved, and whether the card holds it."""
+class OnCard(NamedTuple):
+    """The GPU, the most that each phase had reserved there, and whether it holds the run."""
 
-    walked: Walk
+    device: DeviceSummary
     reserved: Mapping[str, int]
     verdict: Verdict
 
 
-def walk_on_card(architecture: Architecture, recipe: Recipe, card: Card) -> CardWalk:
-    """Walk the recipe's task through the architecture, each storage in a block of the card's allocator."""
+def walk_on_card(architecture: Architecture, recipe: Recipe) -> Walk:
+    """Walk the recipe's task through the architecture, each storage in a block of the card's allocator.
+
+    Raises:
+        RecipeError: for a GPU that nobody knows, or settings that torch's allocator would refuse.
+    """
+    card = card_of(recipe)
+    assert card is not None, "a CPU has no card"
     ledger = _ledger(card, None)
     walked = walk(architecture, recipe, ledger, _kernels(recipe, card))
     capacity = card.capacity(recipe)
     ending = Ending(ledger.allocator.stats.retries)
     if ledger.fragmentation.reserved > capacity:
         ending = _within(architecture, recipe, card, capacity)
-    return CardWalk(walked, ledger.reserved, verdict_on(recipe, card, ledger.fragmentation, ending))
+    verdict = verdict_on(recipe, card, ledger.fragmentation, ending)
+    return walked._replace(card=OnCard(summary_of(recipe, card), ledger.reserved, verdict))
 
 
 def _within(architecture: Architecture, recipe: Recipe, card: Card, capacity: int) -> Ending:

@@ -16,13 +16,18 @@ from mem_gpt_cli.recipe.schema import Recipe
 
 if TYPE_CHECKING:
     from mem_gpt_cli.estimate.cuda import CudaKernels
+    from mem_gpt_cli.estimate.on_card import OnCard
 
 
 class Walk(NamedTuple):
-    """What a walk finds for each phase, by name: its highest moment, and the most that each slot held."""
+    """What a walk finds for each phase, by name: its highest moment, and the most that each slot held.
+
+    ``card`` is what a GPU has besides.
+    """
 
     peaks: Mapping[str, Moment]
     highest: Mapping[str, Sequence[int]]
+    card: OnCard | None = None
 
 
 def walk(

@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from mem_gpt_cli.devices.card import card_of, summary_of
 from mem_gpt_cli.errors import UnsupportedError
 from mem_gpt_cli.estimate.books import SLOTS, Moment
 from mem_gpt_cli.estimate.cause import cause_of
 from mem_gpt_cli.estimate.caveats import caveats
 from mem_gpt_cli.estimate.decoder import WIDTHS
-from mem_gpt_cli.estimate.on_card import walk_on_card
 from mem_gpt_cli.estimate.phases import Walk, walk
 from mem_gpt_cli.estimate.work import work
 from mem_gpt_cli.kv_cache import cost as cache_cost
@@ -21,6 +19,7 @@ from mem_gpt_cli.recipe import as_run, refuse_unavailable
 from mem_gpt_cli.recipe.schema import Recipe
 from mem_gpt_cli.report.model import (
     PHASES,
+    DeviceSummary,
     MemoryReport,
     ModelSummary,
     Phase,
@@ -51,11 +50,10 @@ def report_of(recipe: Recipe, source: ModelSource, architecture: Architecture) -
     """The report of a recipe whose model is known already; raises ``UnsupportedError`` as ``estimate``."""
     if not architecture.layers:
         raise UnsupportedError(f"{source.name}: a model without layers has no formula")
-    card = card_of(recipe) if recipe.device.type == "cuda" else None
-    on_card = walk_on_card(architecture, recipe, card) if card else None
-    walked = on_card.walked if on_card else walk(architecture, recipe)
-    verdict, reserved = (on_card.verdict, on_card.reserved) if on_card else (None, {})
+    walked = _walk(architecture, recipe)
+    card = walked.card
     moments = walked.peaks
+    reserved = card.reserved if card else {}
     phases = tuple(
         _phase(name, moments[name], reserved.get(name)) for name in PHASES[recipe.task] if name in moments
     )
@@ -71,20 +69,28 @@ def report_of(recipe: Recipe, source: ModelSource, architecture: Architecture) -
             layers=len(architecture.layers),
             source=source.source,
         ),
-        device=summary_of(recipe, card),
+        device=card.device if card else DeviceSummary(recipe.device.type, recipe.device.name),
         phases=phases,
         provenance={
             "peak_allocated_bytes": "formula",
             "components": "formula",
-            **(verdict.provenance("formula") if verdict else {}),
+            **(card.verdict.provenance("formula") if card else {}),
         },
         cause=cause_of(peak, moments[peak.name], architecture, recipe),
-        reserved_bytes=verdict.reserved_bytes if verdict else None,
-        process_bytes=verdict.process_bytes if verdict else None,
-        device_bytes=verdict.device_bytes if verdict else None,
-        warnings=(*caveats(recipe, source, architecture), *(verdict.warnings if verdict else ())),
-        details={**_details(recipe, architecture, walked), **(verdict.details if verdict else {})},
+        reserved_bytes=card.verdict.reserved_bytes if card else None,
+        process_bytes=card.verdict.process_bytes if card else None,
+        device_bytes=card.verdict.device_bytes if card else None,
+        warnings=(*caveats(recipe, source, architecture), *(card.verdict.warnings if card else ())),
+        details={**_details(recipe, architecture, walked), **(card.verdict.details if card else {})},
     )
+
+
+def _walk(architecture: Architecture, recipe: Recipe) -> Walk:
+    if recipe.device.type == "cpu":
+        return walk(architecture, recipe)
+    from mem_gpt_cli.estimate.on_card import walk_on_card  # estimates for the CPU start without it
+
+    return walk_on_card(architecture, recipe)
 
 
 def _phase(name: str, moment: Moment, reserved: int | None) -> Phase:

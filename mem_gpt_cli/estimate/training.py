@@ -40,6 +40,7 @@ def _step(decoder: Decoder, tokens: Tensor, optimizer: Optimizer) -> None:
     del loss
     rest = Storage(ledger, GRADIENTS, optimizer.gradient_bytes - decoder.walked_gradient_bytes(), "gradients")
     ledger.enter("optimizer_step")
+    ledger.module = ""
     optimizer.step()
     del held, rest
     decoder.zero_grad()
