@@ -25,6 +25,7 @@ def block(run: Pass, layer: Layer, index: int, x: Tensor) -> Tensor:
     residual = x
     if position != "post":
         x = norm(run, layer, x, f"{name}.attention_norm")
+    entered = x if run.dialect.holds_attention_output else None
     x, weights = attention(run, layer, index, x)
     if not run.dialect.drops_in_attention:
         x = ops.dropout(run.tape, x, run.dropout(layer.residual_dropout))
@@ -32,13 +33,15 @@ def block(run: Pass, layer: Layer, index: int, x: Tensor) -> Tensor:
     if position != "pre":
         x = norm(run, layer, x, f"{name}.attention_post_norm")
     x = residual = ops.add(run.tape, residual, x)
+    entered = None
     if position != "post":
         x = norm(run, layer, x, f"{name}.mlp_norm")
+    entered = x if run.dialect.holds_attention_output else None
     x = feed_forward(run, layer, index, x)
     if position != "pre":
         x = norm(run, layer, x, f"{name}.mlp_post_norm")
     x = ops.add(run.tape, residual, x)
-    del weights, held
+    del weights, entered, held
     return x
 
 

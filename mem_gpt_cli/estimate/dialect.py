@@ -21,7 +21,8 @@ class Dialect(NamedTuple):
             in fp32 by ``1 + weight``.
         embedding_scale: the embeddings are multiplied by a number.
         norm_position: before each part, before and after it (``sandwich``), or after it alone.
-        holds_attention_output: the block keeps a name on it to its end.
+        holds_attention_output: the block keeps a name on it to its end, and on what enters attention and MLP
+            until their output is added to the residual stream.
         drops_in_attention: the attention's own code drops out its output, while its names are still held.
         scales_queries: the queries are scaled, not the scores.
         positions_by_sequence: learned positions are looked up for each sequence, not once for all.
