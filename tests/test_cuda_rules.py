@@ -21,7 +21,9 @@ PAGE = (ROOT / "docs" / "cuda.md").read_text(encoding="utf-8")
 
 STEERING = (host_tensors, cuda_autocast_lists, softmax, log_softmax, dropout, choose_kernel)
 BUFFERS = (*attention_kernels.RULES.values(), *kernels.RULES.values())
-RULES: dict[str, Callable[..., Any]] = {rule.__name__: rule for rule in (*STEERING, *BUFFERS, *BIRTHS.values())}
+RULES: dict[str, Callable[..., Any]] = {
+    rule.__name__: rule for rule in (*STEERING, *BUFFERS, *BIRTHS.values())
+}
 
 
 def test_there_are_rules_of_every_kind() -> None:

@@ -97,7 +97,7 @@ def _flash(recipe: Recipe) -> Iterator[_Refusal]:
     if recipe.device.type == "cuda" and recipe.model.dtype == "fp32" and recipe.workload.autocast == "none":
         yield (
             ("attention", "backend"),
-            "'flash' has no fp32 kernel on CUDA: choose sdpa, or model.dtype or workload.autocast bf16 or fp16",
+            "'flash' has no fp32 kernel on CUDA: choose sdpa, or bf16 or fp16 as model.dtype or autocast",
         )
 
 

@@ -160,7 +160,7 @@ class Device(Section):
     )
     allocator: str | None = Field(
         default=None,
-        description="Settings of CUDA's allocator, as PYTORCH_CUDA_ALLOC_CONF takes them; null: the variable.",
+        description="Settings of CUDA's allocator, as PYTORCH_CUDA_ALLOC_CONF takes them; null: its own.",
     )
 
     @model_validator(mode="before")
@@ -170,7 +170,7 @@ class Device(Section):
 
     @property
     def type(self) -> Literal["cpu", "cuda"]:
-        """The kind of device that ``name`` stands for; whether there is a GPU of that name is no matter here."""
+        """The kind of device that ``name`` stands for; whether such a GPU is known is no matter here."""
         return "cpu" if self.name == "cpu" else "cuda"
 
 
