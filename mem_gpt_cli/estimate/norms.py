@@ -28,8 +28,7 @@ def rms_norm(run: Pass, x: Tensor, width: int, name: str) -> Tensor:
     if run.dialect.rms == "gemma":
         scaled = ops.multiply(tape, scaled, ops.shift(tape, ops.cast(tape, weight, FP32)))
         return ops.cast(tape, scaled, item)
-    scaled = ops.cast(tape, scaled, item)
-    return ops.multiply(tape, scaled, weight)
+    return ops.multiply(tape, ops.cast(tape, scaled, item), weight)  # the frame still holds the wide one
 
 
 def _inverse_root(tape: Tape, x: Tensor, rows: int) -> Tensor:
