@@ -8,6 +8,10 @@ from typing import Any
 import pytest
 import torch
 
+from mem_gpt_cli.allocator.settings import AllocatorSettings
+from mem_gpt_cli.devices.calibration import Calibration
+from mem_gpt_cli.devices.card import Card
+from mem_gpt_cli.devices.catalogue import find_gpu
 from mem_gpt_cli.errors import RecipeError
 from mem_gpt_cli.recipe import load_recipe
 from mem_gpt_cli.recipe.schema import Recipe
@@ -115,6 +119,39 @@ def test_settings_of_the_allocator_come_from_the_recipe() -> None:
     assert plain.reserved_bytes is not None
     assert expandable.reserved_bytes < plain.reserved_bytes
     assert expandable.allocated_bytes <= plain.allocated_bytes
+
+
+def test_a_part_of_the_card_may_be_all_that_torch_is_left() -> None:
+    setting = "device.allocator='per_process_memory_fraction:0.005,garbage_collection_threshold:0.5'"
+    tight, plain = traced(*TRAINING, setting), traced(*TRAINING)
+    death = tight.details["allocator"]["out_of_memory"]
+    assert death["reserved"] <= 0.005 * 81559 * 2**20
+    assert tight.reserved_bytes == plain.reserved_bytes  # the peaks are those of a card with enough
+
+
+def test_what_fits_a_calibrated_card_leaves_room_for_all_else() -> None:
+    gpu = find_gpu("h100")
+    known = Calibration(
+        gpu="h100",
+        product=gpu.product,
+        date="2026-01-01T00:00:00Z",
+        torch="2.11.0",
+        cuda="13.0",
+        driver="580",
+        context_bytes=500 * 2**20,
+        library_bytes=200 * 2**20,
+        forward_workspace_bytes=2**25,
+        backward_workspace_bytes=2**25,
+        device_baseline_bytes=700 * 2**20,
+    )
+    card = Card(gpu, False, AllocatorSettings(), known)
+    assert card.capacity(on_card(*GPT2)) + (700 + 700) * 2**20 == gpu.total_bytes
+    assert card.capacity(on_card(*GPT2, "budget.memory=1GiB")) == (1024 - 700) * 2**20
+
+
+def test_a_setting_that_changes_nothing_is_named() -> None:
+    report = traced(*INFERENCE, "device.allocator='garbage_collection_threshold:0.5'")
+    assert any("garbage_collection_threshold changes nothing" in text for text in report.warnings)
 
 
 def test_settings_of_the_allocator_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -88,6 +88,10 @@ class AllocatorSettings:
                 return cls.parse(environment[name], source=name)
         return cls()
 
+    def without_fraction(self) -> AllocatorSettings:
+        """These settings, with all of the device left to torch."""
+        return replace(self, memory_fraction=1.0)
+
     def block_bytes(self, nbytes: int) -> int:
         """The size that a request is rounded up to (``round_size``)."""
         if nbytes < MIN_BLOCK_BYTES:

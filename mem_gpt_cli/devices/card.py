@@ -29,9 +29,15 @@ class Card:
         known = self.calibration
         return None if known is None else known.context_bytes + known.library_bytes
 
+    @property
+    def baseline_bytes(self) -> int | None:
+        """What the idle GPU uses; ``None`` where no calibration tells."""
+        return None if self.calibration is None else self.calibration.device_baseline_bytes
+
     def capacity(self, recipe: Recipe) -> int:
-        """Bytes that the allocator can reserve: the budget, or all of the GPU, less the overhead."""
-        return max(0, (recipe.budget.memory or self.gpu.total_bytes) - (self.overhead_bytes or 0))
+        """Bytes that the allocator can reserve: the budget, or all of the idle GPU, less the overhead."""
+        total = recipe.budget.memory or self.gpu.total_bytes - (self.baseline_bytes or 0)
+        return max(0, total - (self.overhead_bytes or 0))
 
 
 def card_of(recipe: Recipe) -> Card | None:

@@ -58,7 +58,7 @@ def verdict_on(recipe: Recipe, card: Card, fragmentation: Fragmentation, within:
     """
     reserved, overhead = fragmentation.reserved, card.overhead_bytes
     process = None if overhead is None else reserved + overhead
-    baseline = card.calibration.device_baseline_bytes if card.calibration else None
+    baseline = card.baseline_bytes
     details: dict[str, Any] = {
         "allocator": {
             "fragmentation": asdict(fragmentation) | {"unallocated": fragmentation.unallocated},
@@ -99,6 +99,9 @@ def _warnings(recipe: Recipe, card: Card, within: Ending) -> Iterator[str]:
             f"{card.gpu.name}: the process takes some hundred MiB more than is reserved "
             "(see `memgpt doctor --calibrate`)"
         )
+    if card.settings.without_effect:
+        names = " and ".join(card.settings.without_effect)
+        yield f"the allocator's setting {names} changes nothing here, as torch has it"
     limit = "budget" if recipe.budget.memory else card.gpu.name
     capacity = render_bytes(card.capacity(recipe))
     if within.death is not None:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from mem_gpt_cli.allocator.caching import CachingAllocator
 from mem_gpt_cli.allocator.out_of_memory import OutOfMemory
 from mem_gpt_cli.allocator.replay import Death
+from mem_gpt_cli.allocator.settings import AllocatorSettings
 from mem_gpt_cli.devices.card import Card, card_of, summary_of
 from mem_gpt_cli.devices.verdict import Ending, Verdict, verdict_on
 from mem_gpt_cli.estimate.card_books import CardLedger
@@ -36,11 +37,11 @@ def walk_on_card(architecture: Architecture, recipe: Recipe) -> Walk:
     """
     card = card_of(recipe)
     assert card is not None, "a CPU has no card"
-    ledger = _ledger(card, None)
+    ledger = _ledger(card, card.settings.without_fraction(), None)
     walked = walk(architecture, recipe, ledger, _kernels(recipe, card))
     capacity = card.capacity(recipe)
     ending = Ending(ledger.allocator.stats.retries)
-    if ledger.fragmentation.reserved > capacity:
+    if ledger.fragmentation.reserved > capacity or card.settings.memory_fraction < 1:
         ending = _within(architecture, recipe, card, capacity)
     verdict = verdict_on(recipe, card, ledger.fragmentation, ending)
     return walked._replace(card=OnCard(summary_of(recipe, card), ledger.reserved, verdict))
@@ -48,7 +49,7 @@ def walk_on_card(architecture: Architecture, recipe: Recipe) -> Walk:
 
 def _within(architecture: Architecture, recipe: Recipe, card: Card, capacity: int) -> Ending:
     """How the walk ends with no more than ``capacity`` bytes to reserve."""
-    ledger = _ledger(card, capacity)
+    ledger = _ledger(card, card.settings, capacity)
     try:
         walk(architecture, recipe, ledger, _kernels(recipe, card))
     except OutOfMemory as error:
@@ -57,8 +58,8 @@ def _within(architecture: Architecture, recipe: Recipe, card: Card, capacity: in
     return Ending(ledger.allocator.stats.retries)
 
 
-def _ledger(card: Card, capacity: int | None) -> CardLedger:
-    allocator = CachingAllocator(card.settings, capacity, device_bytes=card.gpu.total_bytes)
+def _ledger(card: Card, settings: AllocatorSettings, capacity: int | None) -> CardLedger:
+    allocator = CachingAllocator(settings, capacity, device_bytes=card.gpu.total_bytes)
     return CardLedger(allocator)
 
 

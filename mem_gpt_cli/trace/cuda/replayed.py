@@ -21,15 +21,17 @@ class Replayed:
         curves: by blocks; their total is what ``torch.cuda.memory_allocated`` tells.
         reserved: each phase's peak of ``torch.cuda.memory_reserved``.
         whole: the replay with as much memory as it takes.
+        dies_of_settings: the settings leave torch a part of the card, in which it does not live.
     """
 
     curves: Curves
     reserved: Mapping[str, int]
     whole: Replay
+    dies_of_settings: bool = False
 
     def within(self, capacity: int, card: Card) -> Ending:
         """How the run ends with no more than ``capacity`` bytes to reserve."""
-        if self.whole.peak_reserved <= capacity:
+        if self.whole.peak_reserved <= capacity and not self.dies_of_settings:
             return Ending(self.whole.retries)
         log = self.curves.log
         run = replay(_events(log), card.settings, capacity, device_bytes=card.gpu.total_bytes)
@@ -43,13 +45,16 @@ class Replayed:
 def replayed(log: EventLog, card: Card) -> Replayed:
     """Replay a log of all layers and steps."""
     whole = replay(_events(log), card.settings, device_bytes=card.gpu.total_bytes)
+    dies = whole.death is not None
+    if dies:
+        whole = replay(_events(log), card.settings.without_fraction())
     sizes = np.asarray([whole.block_bytes.get(s, 0) for s in range(len(log.storage_bytes))], dtype=np.int64)
     curves = log.curves(sizes)
     reserved: dict[str, int] = {}
     for number, span in enumerate(log.spans):
         highest = int(whole.reserved[curves.span == number].max())
         reserved[span.phase] = max(reserved.get(span.phase, 0), highest)
-    return Replayed(curves, reserved, whole)
+    return Replayed(curves, reserved, whole, dies)
 
 
 def _events(log: EventLog) -> Iterator[tuple[int, int]]:
