@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.gpu import ROOT, accuracy, predictions, sources, summary
+from benchmarks.gpu import ROOT, accuracy, predictions, sources, suite, summary
 from benchmarks.gpu.__main__ import main
 from benchmarks.gpu.cells import KitCell, cells_of
 from benchmarks.gpu.child import run_child
@@ -474,6 +474,27 @@ def test_the_worst_cell_names_the_component_that_differs() -> None:
     rows = [accuracy_row(0, 0.0), accuracy_row(1, -2.5), accuracy_row(2, 0.4)]
     worst, *_ = summary.compared(rows, "predicted")["allocated"]["worst"]
     assert (worst["name"], worst["component"], worst["component_bytes"]) == ("some/1", "weights", -25)
+
+
+def test_the_gpus_tests_need_no_plugin_of_pytest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "test_some.py"
+    path.write_text(
+        "import pytest\n\n@pytest.mark.gpu\ndef test_one(): pass\n\ndef test_other(): assert False\n"
+    )
+    monkeypatch.setenv("PYTEST_ADDOPTS", "-p no:timeout -p no:xdist")
+    monkeypatch.setattr(suite, "gpu_test_files", lambda: [str(path)])
+    assert suite.run(kit_on_cpu(tmp_path), 1.0) == []
+    assert "1 passed, 1 deselected" in (tmp_path / suite.NAME).read_text()
+    path.write_text("import pytest\n\n@pytest.mark.gpu\ndef test_one(): assert False\n")
+    with pytest.raises(RuntimeError, match="ended with 1"):
+        suite.run(kit_on_cpu(tmp_path), 1.0)
+
+
+def test_without_pytest_the_tests_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(suite, "find_spec", lambda _: None)
+    with pytest.raises(LeftOutError, match="gpu-wheels"):
+        suite.run(kit_on_cpu(tmp_path), 1.0)
+    assert not (tmp_path / suite.NAME).exists()
 
 
 def test_wheels_are_found_before_the_kit_starts(tmp_path: Path) -> None:

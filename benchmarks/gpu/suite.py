@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
 
 from benchmarks.gpu import ROOT
 from benchmarks.gpu.child import run_child
@@ -12,6 +14,7 @@ from benchmarks.gpu.kit import Kit
 from benchmarks.gpu.record import LeftOutError
 
 NAME = "tests.txt"
+CONFIGURATION = Path(__file__).with_name("pytest.ini")
 MARK = "gpu"
 NO_TESTS = 5
 
@@ -25,7 +28,10 @@ def run(kit: Kit, share: float) -> list[str]:
     files = gpu_test_files()
     if not files:
         raise LeftOutError("no test is marked as needing a GPU")
-    command = [sys.executable, "-m", "pytest", "-m", MARK, "-v", "-p", "no:cacheprovider", *files]
+    if find_spec("pytest") is None:
+        raise LeftOutError("pytest is not installed here: `make gpu-wheels` brings it along")
+    options = ["-c", str(CONFIGURATION), "--rootdir", str(ROOT), "-m", MARK, "-v"]
+    command = [sys.executable, "-m", "pytest", *options, *files]
     with (kit.out / NAME).open("w") as file:
         try:
             done = run_child(command, kit.clock.left(share), output=file)
