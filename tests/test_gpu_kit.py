@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.gpu import ROOT, accuracy, predictions, sources, suite, summary
+from benchmarks.gpu import ROOT, accuracy, histories, predictions, sources, suite, summary
 from benchmarks.gpu.__main__ import main
 from benchmarks.gpu.cells import KitCell, cells_of
 from benchmarks.gpu.child import run_child
@@ -536,6 +536,29 @@ def test_what_a_cell_leaves_on_a_gpu_is_given_back(monkeypatch: pytest.MonkeyPat
     assert given_back() == HeldBytes(0, 0)
     monkeypatch.delitem(sys.modules, "torch")
     assert given_back() is None
+
+
+def test_a_torn_line_of_a_history_is_recorded_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = cells_of("cuda", "histories")[:2]
+    path = tmp_path / histories.NAME
+    whole = json.dumps({"name": first.name}) + "\n"
+    path.write_text(whole + json.dumps({"name": second.name})[:-5])
+    recorded: list[str] = []
+
+    def child(command: list[str], *_: Any, **more: Any) -> subprocess.CompletedProcess[str]:
+        recorded.append(more["text"])
+        Path(command[-1]).write_text('{"device_traces": []}')
+        return subprocess.CompletedProcess(command, 0, '{"max_allocated_bytes": 512}\n', "")
+
+    monkeypatch.setattr(histories, "run_child", child)
+    monkeypatch.setattr(histories, "cells_of", lambda *_: (first, second))
+    kit = kit_on_cpu(tmp_path, device="cuda")
+    assert histories.run(kit, 1.0) == histories.run(kit, 1.0) == []
+    assert len(recorded) == 1
+    assert path.read_text().startswith(whole)
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [line["name"] for line in lines] == [first.name, second.name]
+    assert lines[1]["measured"] == {"max_allocated_bytes": 512}
 
 
 def test_a_history_is_what_the_replays_reader_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

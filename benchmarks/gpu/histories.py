@@ -7,6 +7,7 @@ A line is what ``mem_gpt_cli.allocator.history.write_history`` writes, and the c
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -31,8 +32,7 @@ def run(kit: Kit, share: float) -> list[str]:
     if kit.device != "cuda":
         raise LeftOutError("only CUDA's allocator keeps a history")
     path = kit.out / NAME
-    known = path.read_text().splitlines() if path.exists() else []
-    done = {json.loads(line)["name"] for line in known}
+    done = {json.loads(line)["name"] for line in _whole(path).splitlines()}
     left = []
     for cell in cells_of(kit.device, "histories", kit.pattern):
         seconds = kit.clock.left(share)
@@ -64,12 +64,28 @@ def _append(path: Path, cell: KitCell, kit: Kit, seconds: float) -> bool:
         measured = json.loads(done.stdout.splitlines()[-1])
         about = {"name": cell.name, "recipe": resolved(recipe), "measured": measured}
         line = json.dumps(about | json.loads(recorded.read_text()), separators=(",", ":")) + "\n"
-    if path.exists() and path.stat().st_size + len(line) > MOST_BYTES:
+    text = _whole(path) + line
+    if len(text) > MOST_BYTES:
         raise RuntimeError(f"{cell.name}: its history of {len(line):,} B would make the file too large")
-    with path.open("a") as file:
-        file.write(line)
+    _replace(path, text)
     kit.say(f"{cell.name}: a history of {len(line):,} B")
     return True
+
+
+def _whole(path: Path) -> str:
+    """The whole lines of the file, without a last one that has no end; nothing without a file."""
+    text = path.read_text() if path.exists() else ""
+    return text[: text.rfind("\n") + 1]
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write the file anew beside itself: a line takes long enough to be killed in, and tests read the file."""
+    beside = path.with_suffix(".tmp")
+    with beside.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    beside.replace(path)
 
 
 def record(recipe: Recipe, path: Path) -> dict[str, Any]:
