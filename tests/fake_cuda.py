@@ -88,7 +88,12 @@ class FakeCuda(Ledger):
         segments = -(-self.allocated.now // (2 * MIB)) * 2 * MIB
         self.reserved.change(max(0, segments - self.reserved.now))
         if sign > 0 and self.reserved.now > self.limit:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate too much.")
+            idle = self.reserved.now - self.allocated.now
+            raise torch.OutOfMemoryError(
+                f"CUDA out of memory. Tried to allocate {nbytes} bytes. GPU 0 has a total capacity of 80.00 GiB "
+                f"of which 0 bytes is free. Of the allocated memory {self.allocated.now / MIB:.2f} MiB is "
+                f"allocated by PyTorch, and {idle / MIB:.2f} MiB is reserved by PyTorch but unallocated."
+            )
 
     # -- what the driver sees
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import threading
 from dataclasses import dataclass
 from functools import cache
@@ -23,6 +24,7 @@ from mem_gpt_cli.errors import EnvironmentUnavailableError, UsageError
 from mem_gpt_cli.profile import per_token, profile
 from mem_gpt_cli.profile import run as profile_run
 from mem_gpt_cli.profile.device import CudaDevice, find_device
+from mem_gpt_cli.profile.exhaustion import exhausted, ran_out_of_memory
 from mem_gpt_cli.recipe.schema import Device, Recipe
 from mem_gpt_cli.report import PHASES, MemoryReport
 from mem_gpt_cli.report.json import from_dict, to_dict
@@ -343,6 +345,31 @@ def test_the_command_answers_with_the_ladder(
     assert row[header.index("prefill_device_bytes")] == str(report["phases"][1]["device_bytes"])
     assert header[-1] == "temperature_max_c"
     assert row[-1] == "55"
+
+
+@pytest.mark.parametrize("more", [(), ("--per-token",)])
+def test_out_of_memory_is_one_sentence_of_the_command(
+    more: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = tmp_path / "recipe.json"
+    recipe.write_text(json.dumps(cuda_recipe("inference").model_dump(mode="json", exclude={"sweep"})))
+    with fake_cuda(FakeCuda(limit=0)):
+        assert run(["profile", str(recipe), *more]) == 3
+    told = " ".join(capsys.readouterr().err.split())
+    assert "bug in memgpt" not in told
+    assert re.search(r"out of memory in load: it asked for \d+ bytes while \S+ MiB were allocated", told)
+    assert "`memgpt estimate --trace` says what this recipe needs" in told
+
+
+def test_out_of_memory_on_cpu_is_told_from_other_failures() -> None:
+    with pytest.raises(RuntimeError) as failure:
+        torch.empty(2**60, dtype=torch.uint8)
+    assert ran_out_of_memory(failure.value)
+    assert f"out of memory in decode: it asked for {2**60} bytes;" in str(exhausted(failure.value, "decode"))
+    assert not ran_out_of_memory(RuntimeError("shapes do not match"))
+    with pytest.raises(MemoryError) as failure_of_python:
+        bytearray(2**62)
+    assert "in load: MemoryError;" in str(exhausted(failure_of_python.value, "load"))
 
 
 # -- which device

@@ -30,6 +30,7 @@ from mem_gpt_cli.bench.fresh import given_back
 from mem_gpt_cli.bench.limits import too_large
 from mem_gpt_cli.bench.outcome import LENSES, Status, best_prediction
 from mem_gpt_cli.errors import MemgptError, RecipeError, UnsupportedError
+from mem_gpt_cli.profile.exhaustion import ran_out_of_memory
 from mem_gpt_cli.recipe.schema import Recipe
 from mem_gpt_cli.report.json import to_dict
 from mem_gpt_cli.report.model import Lens, MemoryReport
@@ -104,11 +105,7 @@ def _lens(lens: Lens, tell: Tell) -> Callable[[Recipe], MemoryReport]:
 
 
 def _status(error: Exception) -> Status:
-    """torch raises its own class for a GPU's memory, and a plain ``RuntimeError`` for the CPU's."""
-    words = str(error)
-    names = {kind.__name__ for kind in type(error).__mro__}
-    out_of_memory = names & {"MemoryError", "OutOfMemoryError"} or "can't allocate memory" in words
-    return "oom" if out_of_memory else "error"
+    return "oom" if ran_out_of_memory(error) else "error"
 
 
 def _sentence(error: Exception) -> str:

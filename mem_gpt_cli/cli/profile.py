@@ -106,12 +106,26 @@ def _predicted(lens: Callable[[Recipe], MemoryReport], recipe: Recipe) -> Memory
 
 @contextmanager
 def _progress() -> Iterator[Callable[[str, int, int, int | None], None]]:
-    """The bar, with the phase that runs and what its tensors hold."""
+    """The bar, with the phase that runs and what its tensors hold.
+
+    Raises:
+        GateError: if the device's memory runs out meanwhile.
+    """
+    from mem_gpt_cli.profile.exhaustion import exhausted, ran_out_of_memory
+
+    running = "the preparation"
     with console.progress() as bar:
         task = bar.add_task("preparing", total=None)
 
         def show(phase: str, step: int, steps: int, live_bytes: int | None) -> None:
+            nonlocal running
+            running = phase.replace("_", " ")
             live = "" if live_bytes is None else f", {render_bytes(live_bytes)}"
-            bar.update(task, description=f"{phase.replace('_', ' ')}{live}", completed=step, total=steps)
+            bar.update(task, description=f"{running}{live}", completed=step, total=steps)
 
-        yield show
+        try:
+            yield show
+        except (RuntimeError, MemoryError) as error:
+            if ran_out_of_memory(error):
+                raise exhausted(error, running) from error
+            raise
