@@ -1,7 +1,7 @@
 """Which sources run here, and whether predictions were committed before what they are compared with.
 
-What runs on a borrowed machine is often a copy without its history: there the files are told by git's own
-hash of their content (a blob's: SHA-1 of ``blob SIZE NUL CONTENT``), which the history knows afterwards.
+Where the kit runs from a copy of the sources without their history, the files are told by git's own hash of
+their content (a blob's: SHA-1 of ``blob SIZE NUL CONTENT``), which the history knows afterwards.
 """
 
 from __future__ import annotations
