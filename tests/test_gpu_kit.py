@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.gpu import ROOT, accuracy, histories, predictions, sources, suite, summary
+from benchmarks.gpu import ROOT, accuracy, crew, histories, predictions, sources, speed, suite, summary
 from benchmarks.gpu.__main__ import main
 from benchmarks.gpu.cells import KitCell, cells_of
 from benchmarks.gpu.child import run_child
@@ -33,6 +33,7 @@ from mem_gpt_cli.bench.outcome import Outcome
 from mem_gpt_cli.bench.store import typed
 from mem_gpt_cli.bench.worker import Worker
 from mem_gpt_cli.recipe import refuse_unavailable
+from mem_gpt_cli.report.csv import append_row
 
 KIT = [sys.executable, "-m", "benchmarks.gpu", "--device", "cpu"]
 NOW = "2026-01-01T00:00:00+00:00"
@@ -186,6 +187,48 @@ def test_a_cell_that_the_end_cuts_off_has_no_row_and_a_slow_one_has(tmp_path: Pa
     (row,) = rows_of(stage.path)
     assert row["status"] == "error"
     assert row["measured_peak_allocated_bytes"] is None
+
+
+class RefusedWorker(Worker):
+    """A worker that notes what it is asked, and does none of it."""
+
+    asked: list[tuple[str, ...]]
+
+    def run(self, *arguments: Any) -> Outcome:
+        self.asked.append(arguments[1])
+        return Outcome(status="error", error="not now")
+
+
+def test_only_cells_with_a_good_row_are_not_measured_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(RefusedWorker, "asked", [], raising=False)
+    monkeypatch.setattr(speed, "Worker", RefusedWorker)
+    (cell, *_) = cells_of("cpu", "speed")
+    for status, runs in (("error", 1), ("oom", 1), ("ok", 0), ("unsupported", 0)):
+        RefusedWorker.asked.clear()
+        kit = kit_on_cpu(tmp_path / status, pattern=cell.name)
+        row = {"name": cell.name, "digest": cell.digest, "status": status}
+        append_row(kit.out / speed.NAME, speed.COLUMNS, row)
+        assert speed.run(kit, 1.0) == []
+        assert len(RefusedWorker.asked) == runs
+
+
+@pytest.mark.parametrize(
+    ("status", "retraced", "again"),
+    [("ok", 512, False), ("ok", None, True), ("unsupported", None, False), ("oom", 512, True)],
+)
+def test_a_cell_that_was_not_traced_again_is_repeated(
+    status: str, retraced: int | None, again: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(RefusedWorker, "asked", [], raising=False)
+    monkeypatch.setattr(crew, "Worker", RefusedWorker)
+    (cell, *_) = cells_of("cpu", "accuracy")
+    kit = kit_on_cpu(tmp_path, pattern=cell.name)
+    row = {"digest": cell.digest, "status": status, "retraced_peak_allocated_bytes": retraced}
+    append_row(kit.out / accuracy.NAME, accuracy.COLUMNS, row)
+    accuracy.run(kit, 1.0)
+    assert (("profile",) in RefusedWorker.asked) is again
 
 
 class StarvedWorker(Worker):

@@ -12,17 +12,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu import predictions
+from benchmarks.gpu import predictions, rows
 from benchmarks.gpu.cells import KitCell, cells_of
-from benchmarks.gpu.crew import Crew, Job, Rest
+from benchmarks.gpu.crew import Crew, Job, Rest, unwatched
 from benchmarks.gpu.figures import DIFFERENCES, FIGURES, differences, figures_of, prefixed
 from benchmarks.gpu.kit import Kit
 from mem_gpt_cli.bench.columns import RECIPE_KEYS, Row, row_of
 from mem_gpt_cli.bench.outcome import Outcome
-from mem_gpt_cli.bench.store import typed
 from mem_gpt_cli.bench.worker import Worker
 from mem_gpt_cli.estimate import estimate
-from mem_gpt_cli.report.csv import append_row, read_rows
+from mem_gpt_cli.report.csv import append_row
 
 NAME = "accuracy.csv"
 LENSES = ("predicted", "retraced", "measured")
@@ -70,9 +69,9 @@ FORMULA_MARGIN = 1.3
 
 
 def run(kit: Kit, share: float) -> list[str]:
-    """Measure the cells that have no good row yet; returns the names of those that time was too short for."""
+    """Measure the cells without a good, whole row; returns the names of those that time was too short for."""
     path = kit.out / NAME
-    done = {digest for digest, row in latest(path).items() if row["status"] in ("ok", "unsupported")}
+    done = {digest for digest, row in rows.good(path).items() if _is_retraced(row)}
     stage = _Stage(kit, path, predictions.read(kit.predictions))
     jobs = [
         stage.job(cell) for cell in cells_of(kit.device, "accuracy", kit.pattern) if cell.digest not in done
@@ -83,9 +82,9 @@ def run(kit: Kit, share: float) -> list[str]:
     return left + Crew(1, None, kit.clock, share).run(stage.crowded_out)
 
 
-def latest(path: Path) -> dict[str, Row]:
-    """The last row of each cell, by digest; none without a file."""
-    return {row["digest"]: row for row in map(typed, read_rows(path))} if path.exists() else {}
+def _is_retraced(row: Row) -> bool:
+    """Not what was measured so shortly before the end that no time was left to trace it."""
+    return row["status"] == "unsupported" or row["retraced_peak_allocated_bytes"] is not None
 
 
 def _room(kit: Kit, workers: int) -> int | None:
@@ -117,7 +116,7 @@ class _Stage:
     def _measure(self, cell: KitCell, worker: Worker, left_s: float, others: int) -> Outcome | None:
         """What became of the cell on the device; ``None`` where the end of the time cut it off."""
         time_s = min(left_s, CELL_S)
-        measured = worker.run(cell.on(self.kit.device), ("profile",), time_s, _unwatched)
+        measured = worker.run(cell.on(self.kit.device), ("profile",), time_s, unwatched)
         if measured.status in ("error", "oom"):
             worker.close()  # a CUDA context may be beyond repair
         if time_s < CELL_S and "took longer" in (measured.error or ""):
@@ -128,7 +127,7 @@ class _Stage:
 
     def _finish(self, cell: KitCell, worker: Worker, others: int, measured: Outcome, left_s: float) -> None:
         """Trace the cell with this machine's torch, which takes no memory of the device, and add its row."""
-        traced = worker.run(cell.on(self.kit.gpu), ("trace",), min(left_s, CELL_S), _unwatched)
+        traced = worker.run(cell.on(self.kit.gpu), ("trace",), min(left_s, CELL_S), unwatched)
         row = self._row(cell, traced, measured, others)
         append_row(self.path, COLUMNS, row)
         self.kit.say(f"{cell.name} {row['status']} {_brief(row)} {cell.cell.key}")
@@ -165,7 +164,3 @@ def _brief(row: Row) -> str:
         (kind, row[f"retraced_peak_{kind}_difference_percent"]) for kind in ("allocated", "reserved")
     ]
     return " ".join(f"{kind} {percent:+.3f}%" for kind, percent in shown if percent is not None)
-
-
-def _unwatched(*_: Any) -> None:
-    """Nobody follows the phases of a cell."""

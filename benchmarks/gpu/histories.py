@@ -79,7 +79,7 @@ def _whole(path: Path) -> str:
 
 
 def _replace(path: Path, text: str) -> None:
-    """Write the file anew beside itself: a line takes long enough to be killed in, and tests read the file."""
+    """Write the file anew beside itself: a line is long enough to be killed in, and tests read it."""
     beside = path.with_suffix(".tmp")
     with beside.open("w") as file:
         file.write(text)

@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from benchmarks.gpu import RESULTS
 from benchmarks.gpu.cells import KitCell
 from benchmarks.gpu.clock import Clock
-from benchmarks.gpu.crew import Crew, Job, Rest
+from benchmarks.gpu.crew import Crew, Job, Rest, unwatched
 from benchmarks.gpu.figures import FIGURES, figures_of
 from benchmarks.gpu.sources import commit
 from mem_gpt_cli.bench.columns import Row, row_of
@@ -48,7 +47,7 @@ def predict(cells: Sequence[KitCell], device: str, started: str, on_row: Callabl
             return lambda _: trace(worker)
 
         def trace(worker: Worker) -> None:
-            outcome = worker.run(cell.on(device), ("trace",), None, _unwatched)
+            outcome = worker.run(cell.on(device), ("trace",), None, unwatched)
             row = row_of(cell.sweep, started, cell.cell, ("trace",), outcome)
             figures = figures_of(outcome.reports.get("trace"))
             rows[cell.name] = {
@@ -80,7 +79,3 @@ def read(path: Path) -> dict[str, Row]:
     if not path.exists():
         return {}
     return {row["digest"]: row for row in map(typed, read_rows(path)) if row["status"] == "ok"}
-
-
-def _unwatched(*_: Any) -> None:
-    """Nobody follows a trace."""

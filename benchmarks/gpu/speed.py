@@ -5,13 +5,13 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 
+from benchmarks.gpu import rows
 from benchmarks.gpu.cells import KitCell, cells_of
-from benchmarks.gpu.crew import LEAST_S
+from benchmarks.gpu.crew import LEAST_S, unwatched
 from benchmarks.gpu.kit import Kit
 from mem_gpt_cli.bench.columns import RECIPE_KEYS, Row, row_of
-from mem_gpt_cli.bench.store import typed
 from mem_gpt_cli.bench.worker import Worker
-from mem_gpt_cli.report.csv import append_row, read_rows
+from mem_gpt_cli.report.csv import append_row
 
 NAME = "speed.csv"
 REPEATS = 5
@@ -51,9 +51,9 @@ COLUMNS = (
 
 
 def run(kit: Kit, share: float) -> list[str]:
-    """Measure the cells that have no row yet; returns the names of those that time was too short for."""
+    """Measure the cells that have no good row yet; returns the names of those that time was too short for."""
     path = kit.out / NAME
-    done = {row["digest"] for row in map(typed, read_rows(path))} if path.exists() else set()
+    done = rows.good(path)
     cells = [cell for cell in cells_of(kit.device, "speed", kit.pattern) if cell.digest not in done]
     worker = Worker()
     left: list[str] = []
@@ -76,21 +76,21 @@ def _measured(kit: Kit, cell: KitCell, worker: Worker, share: float, cells: int)
     The first run may take all the time that is left, the repeats this one's part of it among ``cells``.
     """
     end_s = kit.clock.left(share) * (1 - 1 / cells)
-    rows: list[Row] = []
-    while len(rows) <= REPEATS and kit.clock.left(share) > (end_s if rows else LEAST_S):
-        outcome = worker.run(cell.on(kit.device), ("profile",), kit.clock.left(share), lambda *_: None)
-        if outcome.status != "ok" and rows and "took longer" in (outcome.error or ""):
+    runs: list[Row] = []
+    while len(runs) <= REPEATS and kit.clock.left(share) > (end_s if runs else LEAST_S):
+        outcome = worker.run(cell.on(kit.device), ("profile",), kit.clock.left(share), unwatched)
+        if outcome.status != "ok" and runs and "took longer" in (outcome.error or ""):
             break
-        rows.append(row_of(cell.sweep, kit.started, cell.cell, ("profile",), outcome))
+        runs.append(row_of(cell.sweep, kit.started, cell.cell, ("profile",), outcome))
         if outcome.status != "ok":
             worker.close()
             break
-    if not rows or "took longer" in (rows[-1]["error"] or ""):
+    if not runs or "took longer" in (runs[-1]["error"] or ""):
         return None
-    counted = rows[1:] or rows
+    counted = runs[1:] or runs
     row = {
         "name": cell.name,
-        **{column: rows[-1][column] for column in _OF_THE_SWEEP},
+        **{column: runs[-1][column] for column in _OF_THE_SWEEP},
         "repeats": len(counted),
     }
     return row | _spread([_metrics(each) for each in counted])

@@ -17,10 +17,9 @@ from rich.text import Text
 from benchmarks.gpu import RESULTS, accuracy, predictions, speed
 from benchmarks.gpu.figures import KINDS
 from benchmarks.gpu.record import runs_in
+from benchmarks.gpu.rows import latest
 from benchmarks.gpu.sources import Verdict, judge
 from mem_gpt_cli.bench.columns import Row
-from mem_gpt_cli.bench.store import typed
-from mem_gpt_cli.report.csv import read_rows
 from mem_gpt_cli.report.model import COMPONENTS
 from mem_gpt_cli.report.sizes import render_bytes
 from mem_gpt_cli.report.table import plain_table
@@ -33,7 +32,7 @@ WORST = 5
 
 def write(folder: Path, gpu: str) -> dict[str, Any]:
     """Summarise a folder of results for a GPU into its ``summary.json``."""
-    rows = list(accuracy.latest(folder / accuracy.NAME).values())
+    rows = list(latest(folder / accuracy.NAME).values())
     found = {
         "gpu": gpu,
         "cells": len(rows),
@@ -132,13 +131,11 @@ def _verdict(rows: Sequence[Row], gpu: str) -> Verdict:
 
 
 def _speeds(path: Path) -> list[dict[str, Any]]:
-    if not path.exists():
-        return []
     names = ("name", "key", "model", "task", "repeats")
     medians = [f"median_{metric}" for metric in speed.METRICS]
     return [
         {name: row[name] for name in (*names, *medians) if row[name] is not None}
-        for row in map(typed, read_rows(path))
+        for row in latest(path).values()
     ]
 
 
