@@ -180,6 +180,23 @@ def test_what_is_no_snapshot_is_refused() -> None:
         History.of(snapshot_of(FOLDER / "random.json"), device=3)
 
 
+def test_the_device_with_actions_is_read() -> None:
+    """A run on ``cuda:1`` leaves device 0 without any, and replaying nothing would agree with everything."""
+    snapshot = snapshot_of(FOLDER / "random.json")
+    (trace,) = snapshot["device_traces"]
+    for segment in snapshot["segments"]:
+        segment["device"] = 1
+    idle = [{"action": "snapshot", "addr": 0, "size": 0, "stream": 0}]
+    snapshot["device_traces"] = [idle, trace]
+    assert History.of(snapshot) == History.of(snapshot, device=1) == history_of("random")
+    with pytest.raises(UsageError, match="no action on device 0"):
+        History.of(snapshot, device=0)
+    with pytest.raises(UsageError, match=r"devices \[0, 1\]"):
+        History.of(snapshot | {"device_traces": [trace, trace]})
+    with pytest.raises(UsageError, match="no action on any device"):
+        History.of(snapshot | {"device_traces": [[], idle]})
+
+
 def test_streams_and_private_pools_are_refused() -> None:
     snapshot = snapshot_of(FOLDER / "random.json")
     snapshot["device_traces"][0][1]["stream"] = 94

@@ -59,13 +59,15 @@ class History:
     settings: AllocatorSettings
 
     @classmethod
-    def of(cls, snapshot: Mapping[str, Any], device: int = 0) -> History:
-        """One device's part of a snapshot.
+    def of(cls, snapshot: Mapping[str, Any], device: int | None = None) -> History:
+        """One device's part of a snapshot; ``None`` takes the device on which something was done.
 
-        Raises ``UsageError`` for what is no snapshot or has no trace, ``UnsupportedError`` where several
-        streams allocated or a private pool (a CUDA graph's) was in use.
+        Raises ``UsageError`` for what is no snapshot, where the device did nothing or several did and none is
+        named, ``UnsupportedError`` where several streams allocated or a private pool (a
+        CUDA graph's) was in use.
         """
         try:
+            device = _device_of(snapshot["device_traces"], device)
             trace = snapshot["device_traces"][device]
             segments = [each for each in snapshot["segments"] if each["device"] == device]
             _refuse_what_is_not_modelled(trace, segments)
@@ -78,12 +80,11 @@ class History:
             )
         except (KeyError, IndexError, TypeError) as error:
             raise UsageError(
-                f"this is no snapshot of torch.cuda.memory._snapshot() with a trace of device {device}: "
-                f"{type(error).__name__} {error}"
+                f"this is no snapshot of torch.cuda.memory._snapshot(): {type(error).__name__} {error}"
             ) from error
 
 
-def read_history(path: Path, device: int = 0) -> History:
+def read_history(path: Path, device: int | None = None) -> History:
     """A history from its JSON form; ``.gz`` files are unpacked."""
     with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as file:
         return History.of(json.load(file), device)
@@ -127,6 +128,23 @@ def _rows(rows: Iterable[Mapping[str, Any]]) -> str:
 
 def _only(fields: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
     return {name: fields[name] for name in names if name in fields}
+
+
+def _device_of(traces: Sequence[Sequence[Mapping[str, Any]]], wanted: int | None) -> int:
+    """The device to replay; that a snapshot was taken (it notes itself) is nothing that it did."""
+    active = [
+        device
+        for device, trace in enumerate(traces)
+        if any(entry["action"] != "snapshot" for entry in trace) and wanted in (None, device)
+    ]
+    if len(active) == 1:
+        return active[0]
+    if active:
+        raise UsageError(f"the history has actions on the devices {active}: name the one to read")
+    of = "any device" if wanted is None else f"device {wanted}"
+    raise UsageError(
+        f"the history holds no action on {of}: record it around the run, as `memgpt profile --history` does"
+    )
 
 
 def _entry(fields: Mapping[str, Any]) -> Entry:
