@@ -72,6 +72,23 @@ def test_a_measured_figure_without_a_source_is_said_to_be_unmeasured() -> None:
     assert [step.why_not for step in steps[2:]] == ["it was not measured"] * 2
 
 
+def test_a_calibration_without_an_idle_figure_is_not_denied() -> None:
+    report = on_gpu(
+        training("trace"),
+        *(GIB, 2 * GIB, None),
+        provenance={
+            "peak_allocated_bytes": "traced",
+            "reserved_bytes": "traced",
+            "process_bytes": "calibrated",
+            "device_bytes": "unavailable",
+        },
+    )
+    process, device = ladder(report)[2:]
+    assert "calibrated" in process.how
+    assert device.why_not == "the calibration could not tell what an idle device uses"
+    assert "no calibration" not in render(report)
+
+
 @pytest.mark.parametrize("calibrated", [True, False])
 def test_a_dry_run_says_traced_and_calibrated(calibrated: bool) -> None:
     told = "calibrated" if calibrated else "unavailable"

@@ -26,6 +26,8 @@ _TRACED: dict[tuple[str, Provenance], Source] = {
     ("device", "unavailable"): Source("calibration", _UNCALIBRATED),
 }
 """What is said of a step of a dry run where the report itself says no more than its provenance."""
+_NO_BASELINE = Source("calibration", "the calibration could not tell what an idle device uses")
+"""What is said of the device where only the process is calibrated."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,9 @@ def _source(report: MemoryReport, name: str, count: int | None) -> Source:
         return said
     column = "peak_allocated_bytes" if name == "allocated" else f"{name}_bytes"
     provenance = report.provenance.get(column, "unavailable")
+    calibrated = report.provenance.get("process_bytes") == "calibrated"
+    if report.lens == "trace" and (name, provenance) == ("device", "unavailable") and calibrated:
+        return _NO_BASELINE
     if report.lens == "trace" and (name, provenance) in _TRACED:
         return _TRACED[name, provenance]
     return Source(provenance, "it was not measured" if count is None else None)
