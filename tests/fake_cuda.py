@@ -90,7 +90,7 @@ class FakeCuda(Ledger):
         if sign > 0 and self.reserved.now > self.limit:
             idle = self.reserved.now - self.allocated.now
             raise torch.OutOfMemoryError(
-                f"CUDA out of memory. Tried to allocate {nbytes} bytes. GPU 0 has a total capacity of 80.00 GiB "
+                f"CUDA out of memory. Tried to allocate {nbytes} bytes. GPU 0 has a total capacity of 80 GiB "
                 f"of which 0 bytes is free. Of the allocated memory {self.allocated.now / MIB:.2f} MiB is "
                 f"allocated by PyTorch, and {idle / MIB:.2f} MiB is reserved by PyTorch but unallocated."
             )

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from fake_nvml import FakeGpu, FakeNvml
 
 from mem_gpt_cli.cli import doctor as command
 from mem_gpt_cli.cli.main import run
@@ -350,6 +351,32 @@ def test_every_gpu_is_listed_and_nothing_unknown_is_0(
     printed = capsys.readouterr().out
     assert max(len(line) for line in printed.splitlines()) <= 80
     assert "GPU 2: the GPU is lost" in printed
+
+
+def test_a_gpu_that_may_not_be_read_hides_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    nvml = FakeNvml(FakeGpu(), FakeGpu(name="NVIDIA L4", uuid="GPU-b"))
+
+    def by_index(index: int) -> FakeGpu:
+        if index == 0:
+            raise FakeNvml.NVMLError_NoPermission
+        return nvml.gpus[index]
+
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    monkeypatch.setattr(nvml, "nvmlDeviceGetHandleByIndex", by_index)
+    closed, open_one = look()["gpus"]
+    assert closed == {"index": 0, "problem": "NVML cannot open the GPU 0 (Insufficient Permissions)"}
+    assert (open_one["index"], open_one["known_as"]) == (1, "l4")
+
+
+def test_a_driver_that_counts_no_gpus_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown() -> int:
+        raise FakeNvml.NVMLError
+
+    nvml = FakeNvml()
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    monkeypatch.setattr(nvml, "nvmlDeviceGetCount", unknown)
+    with pytest.raises(EnvironmentUnavailableError, match="does not tell how many GPUs"):
+        look()
 
 
 @pytest.mark.usefixtures("machine")

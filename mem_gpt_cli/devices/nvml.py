@@ -77,8 +77,17 @@ class Nvml:
 
     @property
     def count(self) -> int:
-        """GPUs that the driver shows, whatever ``CUDA_VISIBLE_DEVICES`` says."""
-        return int(self._library.nvmlDeviceGetCount())
+        """GPUs that the driver shows, whatever ``CUDA_VISIBLE_DEVICES`` says.
+
+        Raises:
+            EnvironmentUnavailableError: if it does not tell.
+        """
+        try:
+            return int(self._library.nvmlDeviceGetCount())
+        except self._library.NVMLError as error:
+            raise EnvironmentUnavailableError(
+                f"NVML does not tell how many GPUs there are ({error}): nvidia-smi must work first"
+            ) from error
 
     def gpus(self) -> tuple[NvmlGpu, ...]:
         """All GPUs in the order of their PCI bus ids, which is NVML's own."""
@@ -113,7 +122,7 @@ class Nvml:
             return NvmlGpu(self._library, function(key))
         except self._library.NVMLError as error:
             _raise_if_lost(self._library, error)
-            raise EnvironmentUnavailableError(f"NVML has no GPU {key!r} ({error})") from error
+            raise EnvironmentUnavailableError(f"NVML cannot open the GPU {key!r} ({error})") from error
 
 
 @dataclass(frozen=True)

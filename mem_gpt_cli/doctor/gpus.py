@@ -7,8 +7,8 @@ from typing import Any
 from mem_gpt_cli.devices.calibration import calibration_of
 from mem_gpt_cli.devices.catalogue import gpu_of_product
 from mem_gpt_cli.devices.gpu import Gpu
-from mem_gpt_cli.devices.nvml import GpuLostError, Nvml, NvmlGpu
-from mem_gpt_cli.errors import UsageError
+from mem_gpt_cli.devices.nvml import Nvml, NvmlGpu
+from mem_gpt_cli.errors import EnvironmentUnavailableError, UsageError
 
 LOOK = f"{__name__}:look"
 """For ``attempt``: NVML is a library in C, and may take a process down with it."""
@@ -31,12 +31,12 @@ def look() -> dict[str, Any]:
 
 
 def _rows(nvml: Nvml, index: int) -> list[dict[str, Any]]:
-    """A GPU and its instances; one that is lost is a row with the reason."""
+    """A GPU and its instances; one that is lost or may not be read is a row with the reason."""
     try:
         gpu = nvml.by_index(index)
         return [_row(each, index) for each in (gpu, *gpu.mig_instances())]
-    except GpuLostError as lost:
-        return [{"index": index, "problem": str(lost)}]
+    except EnvironmentUnavailableError as unreadable:
+        return [{"index": index, "problem": str(unreadable)}]
 
 
 def _row(gpu: NvmlGpu, index: int) -> dict[str, Any]:
