@@ -285,6 +285,22 @@ def test_a_needed_step_that_fails_is_told(monkeypatch: pytest.MonkeyPatch) -> No
         calibrate(3, 1, ask=answering)
 
 
+def test_a_figure_below_0_is_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Another process left the GPU while the context was measured by the device's memory."""
+    path = tmp_path / "calibration.json"
+    write_calibration(SAMPLE, path)
+    before = path.read_text()
+    monkeypatch.setitem(ANSWERS, "context", ANSWERS["context"] | {"outside_bytes": -3 * MIB})
+    monkeypatch.setitem(calibrate.__kwdefaults__, "ask", answering)
+    assert run(["doctor", "--calibrate", "--device", "cuda:3", "--out", str(path)]) == 4
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert f"context_bytes was measured as {-3 * MIB}: another process" in printed.err
+    assert path.read_text() == before
+
+
 def test_without_a_gpu_the_command_ends_with_4_and_one_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

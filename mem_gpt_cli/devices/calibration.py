@@ -21,7 +21,7 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from mem_gpt_cli.devices.gpu import Gpu
-from mem_gpt_cli.errors import UsageError
+from mem_gpt_cli.errors import EnvironmentUnavailableError, UsageError
 
 SCHEMA_VERSION: Literal[1] = 1
 VARIABLE = "MEMGPT_CALIBRATION"
@@ -122,9 +122,11 @@ def write_calibration(calibration: Calibration, path: Path) -> None:
 
     Raises:
         UsageError: the file is no calibration file, or cannot be written.
+        EnvironmentUnavailableError: the calibration holds what no GPU takes, such as less than nothing.
     """
     kept = [each for each in read_calibrations(path) if each.build != calibration.build]
     text = json.dumps(asdict(_Document(SCHEMA_VERSION, (*kept, calibration))), indent=2)
+    _refuse_what_cannot_be_read(calibration)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
@@ -154,6 +156,20 @@ class _Document:
 @cache
 def _document() -> TypeAdapter[_Document]:
     return TypeAdapter(_Document)
+
+
+def _refuse_what_cannot_be_read(calibration: Calibration) -> None:
+    """A figure below 0 comes of a process that left the GPU meanwhile, and would spoil the whole file."""
+    try:
+        _document().validate_json(json.dumps(asdict(_Document(SCHEMA_VERSION, (calibration,)))))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        figure = ".".join(str(step) for step in first["loc"][2:])
+        raise EnvironmentUnavailableError(
+            f"the calibration is not kept, because {figure} was measured as {first['input']!r}: another "
+            "process came to or left the GPU meanwhile; "
+            "run `memgpt doctor --calibrate` again while nothing else uses it"
+        ) from error
 
 
 def _read_folder(folder: Path) -> tuple[Calibration, ...]:
