@@ -63,8 +63,8 @@ class History:
         """One device's part of a snapshot; ``None`` takes the device on which something was done.
 
         Raises ``UsageError`` for what is no snapshot, where the device did nothing or several did and none is
-        named, ``UnsupportedError`` where several streams allocated or a private pool (a
-        CUDA graph's) was in use.
+        named, ``UnsupportedError`` where several streams allocated or a private pool (a CUDA
+        graph's) was in use.
         """
         try:
             device = _device_of(snapshot["device_traces"], device)
