@@ -7,7 +7,7 @@ import json
 import os
 import re
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,7 +23,7 @@ from mem_gpt_cli.cli.main import run
 from mem_gpt_cli.errors import EnvironmentUnavailableError, UsageError
 from mem_gpt_cli.profile import per_token, profile
 from mem_gpt_cli.profile import run as profile_run
-from mem_gpt_cli.profile.device import CudaDevice, find_device
+from mem_gpt_cli.profile.device import AllocatorCount, CudaDevice, find_device
 from mem_gpt_cli.profile.exhaustion import exhausted, ran_out_of_memory
 from mem_gpt_cli.recipe.schema import Device, Recipe
 from mem_gpt_cli.report import PHASES, MemoryReport
@@ -117,6 +117,29 @@ def test_what_no_tensor_shows_is_workspace(task: str) -> None:
     assert second["workspace"] == CUBLAS
     assert first["weights"] == second["weights"] >= 4 * report.model.parameters
     assert all(count % 512 == 0 for phase in report.phases for count in phase.components.values())
+
+
+def test_passes_that_differ_are_told_and_no_component_is_below_0(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bare pass's count in one phase is less than the tensors of the recorded one."""
+    count = CudaDevice.count
+    usual = measured("inference").report.phases[1]
+
+    def less(device: CudaDevice) -> AllocatorCount:
+        told = count(device)
+        if told.allocated_bytes != usual.peak_allocated_bytes:
+            return told
+        return replace(told, allocated_bytes=MIB // 2)
+
+    monkeypatch.setattr(CudaDevice, "count", less)
+    report = measure("inference").report
+    phase = report.phases[1]
+    assert min(phase.components.values()) >= 0
+    assert phase.peak_allocated_bytes == sum(phase.components.values()) > MIB // 2
+    differ = phase.peak_allocated_bytes - MIB // 2
+    assert any(f"prefill: the two passes differ by {differ:,} B" in warning for warning in report.warnings)
+    assert report.phases[0] == replace(
+        measured("inference").report.phases[0], duration_s=report.phases[0].duration_s
+    )
 
 
 @TASKS
@@ -379,6 +402,7 @@ def gpus(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: len(names))
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_allocator_backend", lambda: "native")
     monkeypatch.setattr(
         torch.cuda,
         "get_device_properties",
@@ -401,6 +425,16 @@ def test_a_gpu_that_is_another_one_is_named(monkeypatch: pytest.MonkeyPatch) -> 
         find_device(Device(name="h100"))
     with pytest.raises(UsageError, match="h1000"):
         find_device(Device(name="h1000"))
+
+
+def test_an_allocator_that_does_not_count_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpus(monkeypatch, NAME)
+    monkeypatch.setattr(torch.cuda, "get_allocator_backend", lambda: "cudaMallocAsync")
+    with pytest.raises(EnvironmentUnavailableError, match=r"backend:cudaMallocAsync, which does not count"):
+        find_device(Device(name="cuda"))
+    monkeypatch.setenv("PYTORCH_NO_CUDA_MEMORY_CACHING", "0")
+    with pytest.raises(EnvironmentUnavailableError, match="run it without PYTORCH_NO_CUDA_MEMORY_CACHING"):
+        find_device(Device(name="cuda"))
 
 
 def test_the_allocator_gets_the_recipes_settings(monkeypatch: pytest.MonkeyPatch) -> None:

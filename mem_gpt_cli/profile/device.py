@@ -17,6 +17,7 @@ from mem_gpt_cli.recipe.schema import Device as DeviceSection
 from mem_gpt_cli.report import DeviceSummary
 
 _CPUINFO = Path("/proc/cpuinfo")
+_UNCACHED = "PYTORCH_NO_CUDA_MEMORY_CACHING"
 _CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
@@ -61,8 +62,7 @@ class CudaDevice(Device):
 
     def release(self) -> None:
         """Give cuBLAS's workspaces and all cached blocks back to the driver."""
-        torch._C._cuda_clearCublasWorkspaces()
-        torch.cuda.empty_cache()
+        empty_allocator()
 
     def reset_peaks(self) -> None:
         """Begin a new stretch of the allocator's peaks."""
@@ -98,6 +98,17 @@ class CudaDevice(Device):
         return cuda_gpu(nvml, self.index, uuid=uuid)
 
 
+def empty_allocator() -> None:
+    """Give cuBLAS's workspaces and all cached blocks of every GPU back to the driver.
+
+    cuBLAS keeps its workspaces, allocated once a handle and stream, for the life of the process
+    (``getCUDABlasLtWorkspace`` of ATen's ``CUDABlas.cpp``, ``clearCublasWorkspaces`` of its
+    ``CublasHandlePool.cpp``).
+    """
+    torch._C._cuda_clearCublasWorkspaces()
+    torch.cuda.empty_cache()
+
+
 def find_device(section: DeviceSection) -> Device:
     """The device of a recipe; a GPU's allocator gets the recipe's settings.
 
@@ -107,7 +118,8 @@ def find_device(section: DeviceSection) -> Device:
     """
     if section.type == "cpu":
         return Device(torch.device("cpu"), DeviceSummary("cpu", _cpu_name(), _cpu_bytes()))
-    index = _cuda_index(section.name)
+    index = cuda_index(section.name)
+    _refuse_allocators_that_do_not_count()
     properties = torch.cuda.get_device_properties(index)
     if section.allocator is not None:
         _set_allocator(section.allocator)
@@ -115,7 +127,13 @@ def find_device(section: DeviceSection) -> Device:
     return CudaDevice(torch.device("cuda", index), summary, index)
 
 
-def _cuda_index(name: str) -> int:
+def cuda_index(name: str) -> int:
+    """CUDA's number of the GPU that a recipe's ``device.name`` means.
+
+    Raises:
+        EnvironmentUnavailableError: if this machine does not have it.
+        UsageError: for a GPU's name that nobody knows.
+    """
     is_number = name.partition(":")[0] == "cuda"
     wanted = None if is_number else find_gpu(name)
     if not torch.cuda.is_available():
@@ -138,6 +156,28 @@ def _cuda_index(name: str) -> int:
             return index
     names = ", ".join(f"cuda:{index} is {properties.name}" for index, properties in enumerate(there))
     raise EnvironmentUnavailableError(f"device.name: there is no {name!r} here: {names}")
+
+
+def _refuse_allocators_that_do_not_count() -> None:
+    """Only the caching allocator counts what is allocated and reserved.
+
+    With ``PYTORCH_NO_CUDA_MEMORY_CACHING``, whatever its value, torch hands out what the driver gives and
+    counts nothing (``forceUncachedAllocator`` of ``CUDACachingAllocator.cpp``); the driver's own allocator
+    has neither peaks of requests nor blocks (``CUDAMallocAsyncAllocator.cpp``).
+    """
+    if _UNCACHED in os.environ:
+        other, way_out = f"{_UNCACHED} is set", f"run it without {_UNCACHED}"
+    elif (backend := torch.cuda.get_allocator_backend()) != "native":
+        other, way_out = (
+            f"the allocator is backend:{backend}",
+            "leave the backend out of PYTORCH_CUDA_ALLOC_CONF",
+        )
+    else:
+        return
+    raise EnvironmentUnavailableError(
+        f"memory on the GPU cannot be measured, because {other}, which does not count as torch's caching "
+        f"allocator does: {way_out}"
+    )
 
 
 def _set_allocator(settings: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -139,7 +139,7 @@ def report(job: Job, measured: Measured) -> MemoryReport:
         speed=clean.speed(job) if clean.laps else None,
         telemetry=observed.telemetry,
         sources=observed.sources,
-        warnings=(*job.notes, *observed.warnings, *_warnings(account)),
+        warnings=(*job.notes, *observed.warnings, *_unlike(phases, clean), *_warnings(account)),
         details={
             "allocator_events": len(account.time_ns),
             "inner_buffers": [buffer._asdict() for buffer in account.inner[:LISTED_BUFFERS]],
@@ -152,14 +152,10 @@ def report(job: Job, measured: Measured) -> MemoryReport:
 
 def _phase(name: str, peak: Moment, clean: CleanRun) -> Phase:
     levels = clean.levels(name)
-    allocated = levels.allocated_bytes
-    held: Mapping[str, int] = peak.components
-    if allocated is not None:
-        # The GPU's allocator counts what no tensor shows: kernels' buffers, and blocks that were not cut.
-        held = {**held, "workspace": held["workspace"] + allocated - peak.allocated_bytes}
+    allocated, held = _allocated(peak, levels.allocated_bytes)
     return Phase(
         name=name,
-        peak_allocated_bytes=peak.allocated_bytes if allocated is None else allocated,
+        peak_allocated_bytes=allocated,
         components=held,
         peak_operation=peak.operation.name,
         peak_module=peak.operation.module or None,
@@ -168,6 +164,31 @@ def _phase(name: str, peak: Moment, clean: CleanRun) -> Phase:
         process_bytes=levels.process_bytes,
         device_bytes=levels.device_bytes,
     )
+
+
+def _allocated(peak: Moment, counted: int | None) -> tuple[int, Mapping[str, int]]:
+    """A phase's peak and its components, by the recorded pass and the allocator's count in the bare one.
+
+    The GPU's allocator counts what no tensor shows: kernels' buffers, and blocks that were not cut. Where it
+    counts less than the tensors of the recorded pass, the passes were not alike, and no component can be
+    told of the bare one: the recorded peak stands, and ``_unlike`` says so.
+    """
+    recorded, held = peak.allocated_bytes, peak.components
+    if counted is None or held["workspace"] + counted < recorded:
+        return recorded, held
+    return counted, {**held, "workspace": held["workspace"] + counted - recorded}
+
+
+def _unlike(phases: Sequence[Phase], clean: CleanRun) -> Iterator[str]:
+    """A warning for each phase whose peak is not the one that the allocator counted."""
+    for phase in phases:
+        counted = clean.levels(phase.name).allocated_bytes
+        if counted is not None and counted != phase.peak_allocated_bytes:
+            yield (
+                f"{phase.name}: the two passes differ by {phase.peak_allocated_bytes - counted:,} B, so its "
+                f"allocated bytes are those of the recorded pass: the allocator counted {counted:,} B in the "
+                "bare one, less than the tensors held"
+            )
 
 
 def _provenance(clean: CleanRun) -> dict[str, Provenance]:
