@@ -133,11 +133,11 @@ def test_the_summary_has_gates_and_says_that_it_is_not_blind(
     found = json.loads((folder / "summary.json").read_text())
     assert found["statuses"] == {"ok": 4}
     assert found["comparisons"]["predicted"]["allocated"]["met"] is True
-    assert found["comparisons"]["predicted"]["reserved"]["met"] is None
+    assert set(found["comparisons"]["predicted"]) == {"allocated"}  # the CPU reserves nothing
     assert found["blind"]["blind"] in ("no", "undecided")
     training = next(row for row in found["speed"] if row["task"] == "training")
     assert training["median_train_tokens_per_s"] > 0
-    assert "not compared" in done.stdout
+    assert "4 of 4" in done.stdout
 
 
 def test_a_killed_run_goes_on_where_it_was(tmp_path: Path) -> None:
@@ -502,20 +502,46 @@ def accuracy_row(number: int, off_percent: float, **more: Any) -> dict[str, Any]
 )
 def test_a_gate_is_a_median_and_a_95th_percentile(off: list[float], met: bool) -> None:
     rows = [accuracy_row(number, percent) for number, percent in enumerate(off)]
-    found = summary.compared(rows, "predicted")
-    assert found["allocated"]["met"] is met
-    assert found["reserved"] == {
+    assert summary.compared(rows, "predicted", "allocated")["met"] is met
+    assert summary.compared(rows, "predicted", "reserved") == {
         "cells": 0,
         "gate_median_percent": 3.0,
         "gate_p95_percent": 8.0,
-        "met": None,
+        "met": False,
         "worst": [],
     }
 
 
+@pytest.mark.parametrize(
+    ("status", "rows", "code", "words"),
+    [
+        ("ok", 72, 0, "72 of 72"),
+        ("ok", 71, 5, "71 of 72"),
+        ("oom", 72, 5, "0 of 72"),
+        ("error", 72, 5, "0 of 72"),
+        ("unsupported", 72, 3, "0 of 72"),
+    ],
+)
+def test_a_summary_of_cells_that_failed_or_are_missing_does_not_pass(
+    status: str, rows: int, code: int, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Record(tmp_path, {"device": "h100"})
+    off = {
+        f"{lens}_peak_{kind}_difference_{unit}": 0
+        for lens in accuracy.LENSES[:2]
+        for kind in ("allocated", "reserved")
+        for unit in ("bytes", "percent")
+    }
+    for cell in cells_of("cuda", "accuracy")[:rows]:
+        row = {"name": cell.name, "digest": cell.digest, "status": status, "started": NOW}
+        append_row(tmp_path / accuracy.NAME, accuracy.COLUMNS, row | (off if status == "ok" else {}))
+    assert main(["--stages", "summary", "--out", str(tmp_path)]) == code
+    assert capsys.readouterr().out.count(words) >= 4  # two lenses, two kinds of bytes
+
+
 def test_the_worst_cell_names_the_component_that_differs() -> None:
     rows = [accuracy_row(0, 0.0), accuracy_row(1, -2.5), accuracy_row(2, 0.4)]
-    worst, *_ = summary.compared(rows, "predicted")["allocated"]["worst"]
+    worst, *_ = summary.compared(rows, "predicted", "allocated")["worst"]
     assert (worst["name"], worst["component"], worst["component_bytes"]) == ("some/1", "weights", -25)
 
 

@@ -32,7 +32,7 @@ OFFLINE = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the kit; returns the exit code: 0, 3 for a missed gate, 5 for stages cut off, or an error's."""
+    """Run the kit; the exit code: 0, 3 for a missed gate, 5 for what was cut off or failed, an error's."""
     asked = _parser().parse_args(arguments)
     for name, value in OFFLINE.items():
         os.environ.setdefault(name, value)
@@ -60,12 +60,12 @@ def _run(asked: argparse.Namespace, clock: Clock) -> int:
         folder, gpu = _known(asked.out)
     if SUMMARY not in names:
         return 0 if whole else IncompleteSweepError.exit_code
-    found = summary.write(folder, gpu)
+    found = summary.write(folder, gpu, asked.cells)
     if asked.json:
         print(json.dumps(found, indent=1))
     else:
         console.data().print(summary.table(found), soft_wrap=False)
-    if not whole:
+    if not (whole and summary.whole(found)):
         return IncompleteSweepError.exit_code
     return 0 if summary.met(found) else GateError.exit_code
 

@@ -15,9 +15,10 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from benchmarks.gpu import RESULTS, accuracy, predictions, speed
+from benchmarks.gpu.cells import KitCell, cells_of
 from benchmarks.gpu.figures import KINDS
 from benchmarks.gpu.record import runs_in
-from benchmarks.gpu.rows import latest
+from benchmarks.gpu.rows import GOOD, latest
 from benchmarks.gpu.sources import Verdict, judge
 from mem_gpt_cli.bench.columns import Row
 from mem_gpt_cli.report.model import COMPONENTS
@@ -27,42 +28,60 @@ from mem_gpt_cli.report.table import plain_table
 NAME = "summary.json"
 GATES: Mapping[str, tuple[float, float]] = {"allocated": (1.0, 3.0), "reserved": (3.0, 8.0)}
 """Percent that a prediction may be off, without its sign: at the median, and at the 95th percentile."""
+COMPARED: Mapping[str, Sequence[str]] = {"cuda": KINDS, "cpu": ("allocated",)}
+"""Kinds of bytes that have to be compared: the CPU reserves nothing."""
 WORST = 5
 
 
-def write(folder: Path, gpu: str) -> dict[str, Any]:
-    """Summarise a folder of results for a GPU into its ``summary.json``."""
-    rows = list(latest(folder / accuracy.NAME).values())
+def write(folder: Path, gpu: str, pattern: str = "*") -> dict[str, Any]:
+    """Summarise a folder of results for a GPU, those of the cells that match, into its ``summary.json``."""
+    device = "cpu" if gpu == "cpu" else "cuda"
+    cells = cells_of(device, "accuracy", pattern)
+    rows = _rows(folder / accuracy.NAME, cells)
+    speeds = _rows(folder / speed.NAME, cells_of(device, "speed", pattern))
+    measured = {row["digest"] for row in rows}
     found = {
         "gpu": gpu,
+        "asked": len(cells),
         "cells": len(rows),
+        "missing": [cell.name for cell in cells if cell.digest not in measured],
         "statuses": dict(Counter(row["status"] for row in rows)),
         "blind": asdict(_verdict(rows, gpu)),
-        "comparisons": {lens: compared(rows, lens) for lens in accuracy.LENSES[:2]},
+        "comparisons": {
+            lens: {kind: compared(rows, lens, kind) for kind in COMPARED[device]}
+            for lens in accuracy.LENSES[:2]
+        },
         "not_empty_at_start": [row["name"] for row in rows if row["start_reserved_bytes"]],
         "failures": [
             {"name": row["name"], "status": row["status"], "error": row["error"]}
-            for row in rows
-            if row["error"]
+            for row in (*rows, *speeds)
+            if row["error"] or row["status"] not in GOOD
         ],
-        "speed": _speeds(folder / speed.NAME),
+        "speed": _speeds(speeds),
         "stages": [stage for run in runs_in(folder) for stage in run["stages"]],
     }
     (folder / NAME).write_text(json.dumps(found, indent=1) + "\n")
     return found
 
 
-def compared(rows: Sequence[Row], lens: str) -> dict[str, Any]:
-    """For each kind of bytes how far a lens is off over all cells, its gate, and its worst cells."""
-    return {kind: _kind(rows, lens, kind) for kind in KINDS}
+def _rows(path: Path, cells: Sequence[KitCell]) -> list[Row]:
+    """The last rows of these cells, in their order."""
+    known = latest(path)
+    return [known[cell.digest] for cell in cells if cell.digest in known]
+
+
+def whole(summary: Mapping[str, Any]) -> bool:
+    """Whether every cell has a row and none of them failed."""
+    return not summary["missing"] and all(row["status"] in GOOD for row in summary["failures"])
 
 
 def met(summary: Mapping[str, Any]) -> bool:
-    """Whether no comparison misses its gate; what was not compared misses none."""
-    return all(kind["met"] is not False for lens in summary["comparisons"].values() for kind in lens.values())
+    """Whether every comparison meets its gate; where nothing was compared it is missed."""
+    return all(kind["met"] for lens in summary["comparisons"].values() for kind in lens.values())
 
 
-def _kind(rows: Sequence[Row], lens: str, kind: str) -> dict[str, Any]:
+def compared(rows: Sequence[Row], lens: str, kind: str) -> dict[str, Any]:
+    """How far a lens is off over all cells for one kind of bytes, its gate, and its worst cells."""
     column = f"{lens}_peak_{kind}_difference"
     known = sorted(
         (row for row in rows if row[f"{column}_percent"] is not None),
@@ -75,7 +94,7 @@ def _kind(rows: Sequence[Row], lens: str, kind: str) -> dict[str, Any]:
         "gate_p95_percent": of_p95,
     }
     if not known:
-        return answer | {"met": None, "worst": []}
+        return answer | {"met": False, "worst": []}
     off = sorted(abs(row[f"{column}_percent"]) for row in known)
     median, p95 = statistics.median(off), percentile(off, 95)
     return answer | {
@@ -130,23 +149,20 @@ def _verdict(rows: Sequence[Row], gpu: str) -> Verdict:
     return min(verdicts, key=lambda verdict: grave[verdict.blind], default=nothing)
 
 
-def _speeds(path: Path) -> list[dict[str, Any]]:
+def _speeds(rows: Sequence[Row]) -> list[dict[str, Any]]:
     names = ("name", "key", "model", "task", "repeats")
     medians = [f"median_{metric}" for metric in speed.METRICS]
-    return [
-        {name: row[name] for name in (*names, *medians) if row[name] is not None}
-        for row in latest(path).values()
-    ]
+    return [{name: row[name] for name in (*names, *medians) if row[name] is not None} for row in rows]
 
 
 def table(summary: Mapping[str, Any]) -> RenderableType:
     """The summary for people, within 80 columns."""
     blind = summary["blind"]
     parts: list[RenderableType] = [
-        Text(f"{summary['gpu']}: {summary['cells']} cells, {_counts(summary['statuses'])}"),
+        Text(f"{summary['gpu']}: {_counts(summary)}"),
         Text(f"blind comparison: {blind['blind']}: {blind['why']}"),
         Text(""),
-        _distances(summary["comparisons"]),
+        _distances(summary["comparisons"], summary["asked"]),
     ]
     parts += _worst_cells(summary["comparisons"])
     if summary["speed"]:
@@ -157,24 +173,25 @@ def table(summary: Mapping[str, Any]) -> RenderableType:
     return Group(*parts)
 
 
-def _counts(statuses: Mapping[str, int]) -> str:
-    return ", ".join(f"{count} {status}" for status, count in statuses.items()) or "none run"
+def _counts(summary: Mapping[str, Any]) -> str:
+    statuses = (f"{count} {status}" for status, count in summary["statuses"].items())
+    return ", ".join((f"{summary['cells']} of {summary['asked']} cells", *statuses))
 
 
-def _distances(comparisons: Mapping[str, Any]) -> RenderableType:
+def _distances(comparisons: Mapping[str, Any], asked: int) -> RenderableType:
     shown = plain_table()
-    for heading in ("", "cells", "equal", "median %", "95th %", "worst %", "gate"):
+    for heading in ("", "compared", "equal", "median %", "95th %", "worst %", "gate"):
         shown.add_column(heading, justify="left" if heading in ("", "gate") else "right")
     for lens, kinds in comparisons.items():
         for kind, found in kinds.items():
             gate = f"{found['gate_median_percent']:g}/{found['gate_p95_percent']:g}"
-            if found["met"] is None:
-                shown.add_row(f"{lens} {kind}", "0", "", "", "", "", f"{gate}: not compared")
-                continue
-            figures = (f"{found[name]:.3f}" for name in ("median_percent", "p95_percent", "worst_percent"))
-            said = "met" if found["met"] else "missed"
+            figures = (found.get(f"{name}_percent") for name in ("median", "p95", "worst"))
             shown.add_row(
-                f"{lens} {kind}", str(found["cells"]), str(found["equal"]), *figures, f"{gate}: {said}"
+                f"{lens} {kind}",
+                f"{found['cells']} of {asked}",
+                str(found.get("equal", "")),
+                *("" if figure is None else f"{figure:.3f}" for figure in figures),
+                f"{gate}: {'met' if found['met'] else 'missed'}",
             )
     return shown
 
