@@ -12,13 +12,16 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
+import torch
 
 from mem_gpt_cli.bench import limits, sweep, worker
 from mem_gpt_cli.bench.cell import run_cell
 from mem_gpt_cli.bench.columns import COLUMNS
+from mem_gpt_cli.bench.fresh import HeldBytes, given_back
 from mem_gpt_cli.bench.outcome import Outcome, best_prediction
 from mem_gpt_cli.bench.store import Store, typed
 from mem_gpt_cli.cli.main import run
@@ -368,6 +371,51 @@ def test_a_gpus_need_is_the_highest_rung_that_is_known(
     assert "what this machine has left" in (limits.too_large(recipe, report) or "")
     less = recipe.model_copy(update={"budget": recipe.budget.model_copy(update={"memory": need - 1})})
     assert "more than the budget" in (limits.too_large(less, report) or "")
+
+
+@pytest.fixture
+def two_gpus(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A T4 that is empty and an H100 that holds something, of which only the second is asked for."""
+    called: list[str] = []
+    cuda = torch.cuda
+    names, total, reserved = ("Tesla T4", "NVIDIA H100 80GB HBM3"), 80 * 2**30, [0, 512]
+    monkeypatch.setattr(cuda, "is_available", lambda: True)
+    monkeypatch.setattr(cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(
+        cuda, "get_device_properties", lambda index: SimpleNamespace(name=names[index], total_memory=total)
+    )
+    monkeypatch.setattr(cuda, "mem_get_info", lambda index: (1000 + index, total))
+    monkeypatch.setattr(cuda, "memory_allocated", lambda index: index)
+    monkeypatch.setattr(cuda, "memory_reserved", lambda index: reserved[index] * len(called))
+    monkeypatch.setattr(cuda, "empty_cache", lambda: called.append("cache"))
+    monkeypatch.setattr(
+        torch._C, "_cuda_clearCublasWorkspaces", lambda: called.append("workspaces"), raising=False
+    )
+    return called
+
+
+@pytest.mark.usefixtures("two_gpus")
+@pytest.mark.parametrize(("device", "left"), [("cuda:1", 1001), ("h100", 1001), ("t4", 1000), ("a100", None)])
+def test_what_is_left_is_asked_of_the_recipes_gpu(device: str, left: int | None) -> None:
+    assert limits.available_bytes(Recipe.model_validate({"device": device})) == left
+
+
+def test_what_a_cell_leaves_on_its_gpu_is_given_back(two_gpus: list[str]) -> None:
+    def held(device: str) -> HeldBytes | None:
+        two_gpus.clear()
+        found = given_back(Recipe.model_validate({"device": device}).device)
+        assert two_gpus == ["workspaces", "cache"]
+        return found
+
+    assert held("h100") == held("cuda:1") == HeldBytes(1, 2 * 512)
+    assert held("cuda:0") == HeldBytes(0, 0)
+    assert held("a100") is None
+    assert held("cpu") is None
+
+
+def test_without_cuda_nothing_is_given_back() -> None:
+    assert given_back(Recipe.model_validate({"device": "cuda"}).device) is None
 
 
 def test_a_cell_of_other_allocator_settings_gets_a_process_of_its_own(

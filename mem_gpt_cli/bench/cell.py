@@ -49,10 +49,11 @@ def main() -> NoReturn:
 
         while True:
             request = json.loads(requests.get())
-            held = given_back()
+            recipe = Recipe.model_validate_json(json.dumps(request["recipe"]))
+            held = given_back(recipe.device)
             tell("begin", {"reserved_bytes": held.reserved if held else None})
-            run_cell(Recipe.model_validate_json(json.dumps(request["recipe"])), request["lenses"], tell)
-            given_back()  # also now: others may be waiting for the memory
+            run_cell(recipe, request["lenses"], tell)
+            given_back(recipe.device)  # also now: others may be waiting for the memory
             tell("end", {})
 
 

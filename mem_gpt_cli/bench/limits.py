@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from mem_gpt_cli.errors import MemgptError
 from mem_gpt_cli.recipe.schema import Recipe
 from mem_gpt_cli.report.model import MemoryReport
 from mem_gpt_cli.report.sizes import render_bytes
@@ -50,11 +51,20 @@ def allocator_bytes(predicted: MemoryReport) -> int:
 def available_bytes(recipe: Recipe) -> int | None:
     """Bytes that can still be allocated on the recipe's device; ``None`` where nothing tells."""
     if recipe.device.type == "cuda":
-        import torch
-
-        return int(torch.cuda.mem_get_info()[0]) if torch.cuda.is_available() else None
+        return _left_of_the_gpu(recipe.device.name)
     known = [count for count in (_left_of_the_system(), _left_of_the_container()) if count is not None]
     return min(known, default=None)
+
+
+def _left_of_the_gpu(name: str) -> int | None:
+    import torch
+
+    from mem_gpt_cli.profile.device import cuda_index
+
+    try:
+        return int(torch.cuda.mem_get_info(cuda_index(name))[0])
+    except MemgptError:  # it is not there: the profile says so itself
+        return None
 
 
 def _left_of_the_system() -> int | None:
