@@ -28,7 +28,6 @@ from benchmarks.gpu.histories import record
 from benchmarks.gpu.kit import Kit
 from benchmarks.gpu.record import LeftOutError, Record, runs_in
 from benchmarks.gpu.stages import STAGES
-from mem_gpt_cli.bench.fresh import HeldBytes, given_back
 from mem_gpt_cli.bench.outcome import Outcome
 from mem_gpt_cli.bench.store import typed
 from mem_gpt_cli.bench.worker import Worker
@@ -584,27 +583,6 @@ def test_wheels_are_found_before_the_kit_starts(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "from the wheel" in done.stderr
     assert "--limit-s" in done.stdout
-
-
-def test_what_a_cell_leaves_on_a_gpu_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    called: list[str] = []
-
-    class Cuda:
-        is_initialized = staticmethod(lambda: True)
-        empty_cache = staticmethod(lambda: called.append("cache"))
-        memory_allocated = staticmethod(lambda: 0)
-        memory_reserved = staticmethod(lambda: 512 if called != ["workspaces", "cache"] else 0)
-
-    class Torch:
-        cuda = Cuda
-
-        class _C:
-            _cuda_clearCublasWorkspaces = staticmethod(lambda: called.append("workspaces"))  # noqa: N815
-
-    monkeypatch.setitem(sys.modules, "torch", Torch)  # type: ignore[arg-type]
-    assert given_back() == HeldBytes(0, 0)
-    monkeypatch.delitem(sys.modules, "torch")
-    assert given_back() is None
 
 
 def test_a_torn_line_of_a_history_is_recorded_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
