@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -28,9 +29,11 @@ from benchmarks.gpu.histories import record
 from benchmarks.gpu.kit import Kit
 from benchmarks.gpu.record import LeftOutError, Record, runs_in
 from benchmarks.gpu.stages import STAGES
+from benchmarks.rehearsal import build
 from mem_gpt_cli.bench.outcome import Outcome
 from mem_gpt_cli.bench.store import typed
 from mem_gpt_cli.bench.worker import Worker
+from mem_gpt_cli.errors import EnvironmentUnavailableError
 from mem_gpt_cli.recipe import refuse_unavailable
 from mem_gpt_cli.report.csv import append_row
 
@@ -636,3 +639,46 @@ def test_a_history_is_what_the_replays_reader_reads(tmp_path: Path, monkeypatch:
     assert begun[0]["context"] is None
     (entry,) = read_history(tmp_path / "history.json").entries
     assert (entry.action, entry.address, entry.nbytes) == ("alloc", 512, 100)
+
+
+@pytest.mark.parametrize(
+    ("program", "arguments", "code", "words"),
+    [
+        ("run", ["--python", sys.executable, "--gpu", "h1000"], 2, "did you mean 'h100'"),
+        ("on", ["--python", sys.executable, "--gpu", "h1000", "--", "-c", "pass"], 2, "did you mean 'h100'"),
+        (
+            "run",
+            ["--python", sys.executable, "--cells", "nowhere.txt"],
+            2,
+            "--cells nowhere.txt: No such file",
+        ),
+        ("run", ["--python", "nowhere", "--set", "model.name=gpt2"], 2, "--python nowhere: there is no such"),
+    ],
+)
+def test_a_mistake_in_a_rehearsal_is_told_in_a_sentence(
+    program: str, arguments: list[str], code: int, words: str
+) -> None:
+    command = [sys.executable, "-m", f"benchmarks.rehearsal.{program}", *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == code
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_rehearsal_needs_cuda_headers_and_gcc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    python = tmp_path / "bin" / "python"
+    python.parent.mkdir()
+    python.touch()
+    with pytest.raises(EnvironmentUnavailableError, match="no CUDA headers"):
+        build.cuda_headers(python)
+    headers = tmp_path / "lib" / "python3.12" / "site-packages" / "nvidia" / "cu13" / "include"
+    headers.mkdir(parents=True)
+    (headers / "cuda_runtime_api.h").write_text("#error these are no headers")
+    assert build.cuda_headers(python) == headers
+    monkeypatch.setattr(build, "CACHE", tmp_path / "cache")
+    if shutil.which("gcc"):
+        with pytest.raises(EnvironmentUnavailableError, match="gcc cannot compile"):
+            build.built(headers)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(EnvironmentUnavailableError, match="no gcc"):
+        build.built(headers)

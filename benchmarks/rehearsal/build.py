@@ -6,6 +6,8 @@ import hashlib
 import subprocess
 from pathlib import Path
 
+from mem_gpt_cli.errors import EnvironmentUnavailableError, UsageError
+
 DRIVER = Path(__file__).parent / "driver"
 CACHE = Path.home() / ".cache" / "memgpt" / "rehearsal"
 LIBRARY = "libcuda.so.1"
@@ -19,7 +21,7 @@ def built(headers: Path) -> Path:
         headers: the folder of ``cuda_runtime_api.h``: the CUDA wheels that come with torch have one.
 
     Raises:
-        subprocess.CalledProcessError: gcc refuses the sources; its words are on stderr.
+        EnvironmentUnavailableError: there is no gcc, or it refuses the sources; its words are on stderr.
     """
     sources = sorted(DRIVER.rglob("*.[ch]"))
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources) + str(headers).encode())
@@ -35,9 +37,17 @@ def compile_to(library: Path, headers: Path, sources: list[Path]) -> None:
     unfinished = library.with_suffix(".unfinished")
     flags = ["-shared", "-fPIC", "-O1", "-Wall", f"-Wl,-soname,{LIBRARY}"]
     folders = ["-I", str(DRIVER / "include"), "-isystem", str(headers)]
-    subprocess.run(
-        ["gcc", *flags, *folders, "-o", str(unfinished), *map(str, sources), "-lpthread", "-ldl"], check=True
-    )
+    command = ["gcc", *flags, *folders, "-o", str(unfinished), *map(str, sources), "-lpthread", "-ldl"]
+    try:
+        subprocess.run(command, check=True)
+    except FileNotFoundError as error:
+        raise EnvironmentUnavailableError(
+            "there is no gcc on the PATH: install it, it compiles the rehearsal's driver"
+        ) from error
+    except subprocess.CalledProcessError as error:
+        raise EnvironmentUnavailableError(
+            f"gcc cannot compile the rehearsal's driver against {headers}: see its words above"
+        ) from error
     unfinished.rename(library)
 
 
@@ -45,9 +55,15 @@ def cuda_headers(python: Path) -> Path:
     """Where a Python environment with a CUDA build of torch keeps the headers of its CUDA.
 
     Raises:
-        FileNotFoundError: it has none.
+        UsageError: there is no such Python.
+        EnvironmentUnavailableError: it has none.
     """
-    packages = Path(python).parent.parent
+    if not python.is_file():
+        raise UsageError(f"--python {python}: there is no such file")
+    packages = python.parent.parent
     for header in sorted(packages.glob("lib/python3*/site-packages/nvidia/cu*/include/cuda_runtime_api.h")):
         return header.parent
-    raise FileNotFoundError(f"{python}: no CUDA headers in its site-packages; is it a CUDA build of torch?")
+    raise EnvironmentUnavailableError(
+        f"{python} has no CUDA headers in its site-packages: give the Python of an environment with a CUDA "
+        "build of torch"
+    )

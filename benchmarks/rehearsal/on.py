@@ -10,7 +10,7 @@ import os
 import sys
 from pathlib import Path
 
-from benchmarks.rehearsal.stage import Stage
+from benchmarks.rehearsal.stage import Stage, exit_code
 from mem_gpt_cli.devices.catalogue import find_gpu
 
 
@@ -31,4 +31,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main))

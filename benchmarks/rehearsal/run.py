@@ -12,8 +12,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.rehearsal.stage import Stage
+from benchmarks.rehearsal.stage import Stage, exit_code
 from mem_gpt_cli.devices.catalogue import find_gpu
+from mem_gpt_cli.errors import UsageError
 
 COLUMNS = (
     "gpu", "cell", "status", "phase", "allocated_bytes", "requested_bytes", "reserved_bytes", "segments",
@@ -25,11 +26,12 @@ def main() -> None:
     """Rehearse every cell and write a row for each of its phases."""
     asked = arguments()
     stage = Stage(asked.python, find_gpu(asked.gpu))
+    cells = read_cells(asked.cells) if asked.cells else [" ".join(asked.set)]
     with asked.csv.open("a", newline="") if asked.csv else sys.stdout as out:
         writer = csv.DictWriter(out, COLUMNS)
         if not asked.csv or not asked.csv.stat().st_size:
             writer.writeheader()
-        for cell in asked.cells.read_text().splitlines() if asked.cells else [" ".join(asked.set)]:
+        for cell in cells:
             if not cell.strip() or cell.startswith("#"):
                 continue
             began = time.monotonic()
@@ -38,6 +40,18 @@ def main() -> None:
             writer.writerows(rows(asked.gpu, cell, answer))
             out.flush()
             print(f"{answer['status']:6} {time.monotonic() - began:5.1f} s  {cell}", file=sys.stderr)
+
+
+def read_cells(path: Path) -> list[str]:
+    """The lines of a file of cells.
+
+    Raises:
+        UsageError: if it cannot be read.
+    """
+    try:
+        return path.read_text().splitlines()
+    except OSError as error:
+        raise UsageError(f"--cells {path}: {error.strerror}") from error
 
 
 def rows(gpu: str, cell: str, answer: dict[str, Any]) -> list[dict[str, Any]]:
@@ -67,4 +81,4 @@ def arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main))

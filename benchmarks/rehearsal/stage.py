@@ -5,17 +5,29 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from benchmarks.rehearsal.build import built, cuda_headers
 from mem_gpt_cli.devices.gpu import Gpu
+from mem_gpt_cli.errors import MemgptError
 
 ROOT = Path(__file__).parents[2]
 CONTEXT_BYTES = 520 * 1024**2
 """What the context is said to take; it only decides when the card is full."""
+
+
+def exit_code(program: Callable[[], None]) -> int:
+    """Run a program of the rehearsal: 0, or the code of an error that is told in a sentence."""
+    try:
+        program()
+    except MemgptError as error:
+        print(f"rehearsal: error: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
 
 
 @dataclass(frozen=True)
