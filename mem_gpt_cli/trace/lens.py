@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from mem_gpt_cli.recipe.schema import Recipe
 from mem_gpt_cli.report import COMPONENTS, PHASES, MemoryReport, ModelSummary, Phase
 from mem_gpt_cli.report.cause import cause_of
 from mem_gpt_cli.report.timeline import check, write
-from mem_gpt_cli.trace.depth import plan_depth
+from mem_gpt_cli.trace.depth import Height, Place, plan_depth
 from mem_gpt_cli.trace.dry_run import DryRun, DryRunner
 from mem_gpt_cli.trace.events import write_events
 from mem_gpt_cli.workload.threads import intra_op_threads
@@ -77,56 +78,16 @@ def report(
     verdict: Verdict | None = None,
 ) -> MemoryReport:
     """The report of a dry run; for a GPU with its allocator's view and whether the run fits."""
-    reserved = dry.replayed.reserved if dry.replayed else {}
-    phases: list[Phase] = []
-    operators: dict[str, list[dict[str, Any]]] = {}
-    for name in PHASES[recipe.task]:
-        ranked = dry.highest(name)
-        if not ranked:
-            continue
-        place, height = ranked[0]
-        lower, upper = dry.bounds.get(name, (None, None))
-        phases.append(
-            Phase(
-                name=name,
-                peak_allocated_bytes=height.total,
-                components=dict(zip(COMPONENTS, height.components, strict=True)),
-                peak_operation=place.operator,
-                peak_module=dry.module(place) or None,
-                lower_bytes=lower,
-                upper_bytes=upper,
-                reserved_bytes=reserved.get(name),
-            )
-        )
-        operators[name] = [
-            {
-                "operation": place.operator,
-                "module": dry.module(place) or None,
-                "allocated_bytes": height.total,
-            }
-            for place, height in ranked[:LISTED_OPERATORS]
-        ]
-    warnings = list(dry.warnings)
-    if dry.unasked_kernels:
-        warnings.append(
-            f"{dry.unasked_kernels} reduced-precision products are too large to ask the CPU for their "
-            "scratch memory; it is not counted"
-        )
-    if dry.bounds:
-        warnings.append(
-            "which tokens go to which expert is up to the data: the peaks are those of an even choice, and "
-            "each phase has a lower and an upper bound"
-        )
-    if verdict:
-        warnings.extend(verdict.warnings)
-    plan = dry.plan
+    ranked = {name: dry.highest(name) for name in PHASES[recipe.task]}
+    phases = tuple(_phase(dry, name, *places[0]) for name, places in ranked.items() if places)
+    layers = [dry.plan.shallow, dry.plan.deep] if dry.plan else [model.layers]
     return MemoryReport(
         lens="trace",
         task=recipe.task,
         recipe=as_run(recipe),
         model=model,
         device=summary_of(recipe, card),
-        phases=tuple(phases),
+        phases=phases,
         provenance={
             "peak_allocated_bytes": "traced",
             "components": "traced",
@@ -136,11 +97,52 @@ def report(
         reserved_bytes=verdict.reserved_bytes if verdict else None,
         process_bytes=verdict.process_bytes if verdict else None,
         device_bytes=verdict.device_bytes if verdict else None,
-        warnings=tuple(warnings),
+        warnings=(*_warnings(dry), *(verdict.warnings if verdict else ())),
         details={
-            "operators": operators,
-            "layers_run": [plan.shallow, plan.deep] if plan else [model.layers],
+            "operators": {name: _operators(dry, places) for name, places in ranked.items() if places},
+            "layers_run": layers,
             "threads": torch.get_num_threads(),
             **(verdict.details if verdict else {}),
         },
     )
+
+
+def _phase(dry: DryRun, name: str, place: Place, height: Height) -> Phase:
+    """A phase at its highest place."""
+    lower, upper = dry.bounds.get(name, (None, None))
+    return Phase(
+        name=name,
+        peak_allocated_bytes=height.total,
+        components=dict(zip(COMPONENTS, height.components, strict=True)),
+        peak_operation=place.operator,
+        peak_module=dry.module(place) or None,
+        lower_bytes=lower,
+        upper_bytes=upper,
+        reserved_bytes=dry.replayed.reserved.get(name) if dry.replayed else None,
+    )
+
+
+def _operators(dry: DryRun, places: Sequence[tuple[Place, Height]]) -> list[dict[str, Any]]:
+    """The highest places of a phase, as the report lists them."""
+    return [
+        {
+            "operation": place.operator,
+            "module": dry.module(place) or None,
+            "allocated_bytes": height.total,
+        }
+        for place, height in places[:LISTED_OPERATORS]
+    ]
+
+
+def _warnings(dry: DryRun) -> Iterator[str]:
+    yield from dry.warnings
+    if dry.unasked_kernels:
+        yield (
+            f"{dry.unasked_kernels} reduced-precision products are too large to ask the CPU for their "
+            "scratch memory; it is not counted"
+        )
+    if dry.bounds:
+        yield (
+            "which tokens go to which expert is up to the data: the peaks are those of an even choice, and "
+            "each phase has a lower and an upper bound"
+        )
