@@ -189,6 +189,15 @@ def test_a_cell_that_the_end_cuts_off_has_no_row_and_a_slow_one_has(tmp_path: Pa
     (row,) = rows_of(stage.path)
     assert row["status"] == "error"
     assert row["measured_peak_allocated_bytes"] is None
+    assert stage.untraced == []
+
+
+def test_a_cell_with_no_time_left_to_trace_it_has_a_row_and_is_named(tmp_path: Path) -> None:
+    stage = accuracy._Stage(kit_on_cpu(tmp_path), tmp_path / "accuracy.csv", {})
+    cell = cells_of("cpu", "accuracy")[0]
+    stage._finish(cell, SlowWorker(), 0, Outcome(status="ok"), 0.0)
+    assert rows_of(stage.path)[0]["status"] == "ok"
+    assert stage.untraced == [cell.name]
 
 
 class RefusedWorker(Worker):

@@ -79,7 +79,8 @@ def run(kit: Kit, share: float) -> list[str]:
     size = min(kit.workers, max(1, len(jobs)))
     left = Crew(size, _room(kit, size), kit.clock, share).run(jobs)
     # What ran out of memory beside others may have done so because of them.
-    return left + Crew(1, None, kit.clock, share).run(stage.crowded_out)
+    left += Crew(1, None, kit.clock, share).run(stage.crowded_out)
+    return left + stage.untraced
 
 
 def _is_retraced(row: Row) -> bool:
@@ -99,6 +100,7 @@ class _Stage:
     path: Path
     predicted: Mapping[str, Row]
     crowded_out: list[Job] = field(default_factory=list)
+    untraced: list[str] = field(default_factory=list)
 
     def job(self, cell: KitCell) -> Job:
         def run(worker: Worker, left_s: float, others: int) -> Rest | None:
@@ -128,6 +130,8 @@ class _Stage:
     def _finish(self, cell: KitCell, worker: Worker, others: int, measured: Outcome, left_s: float) -> None:
         """Trace the cell with this machine's torch, which takes no memory of the device, and add its row."""
         traced = worker.run(cell.on(self.kit.gpu), ("trace",), min(left_s, CELL_S), unwatched)
+        if measured.status == "ok" and "took longer" in (traced.error or ""):
+            self.untraced.append(cell.name)
         row = self._row(cell, traced, measured, others)
         append_row(self.path, COLUMNS, row)
         self.kit.say(f"{cell.name} {row['status']} {_brief(row)} {cell.cell.key}")
