@@ -141,7 +141,7 @@ def test_a_named_gpu_is_not_assumed() -> None:
     chosen = gpu_of(load_recipe(flags={"device.name": "h100"}))
     assert chosen is not None
     assert chosen.gpu == find_gpu("h100")
-    assert not chosen.assumed
+    assert chosen.why is None
 
 
 def test_an_unknown_name_gets_its_place(tmp_path: Path) -> None:
@@ -185,7 +185,7 @@ def properties(name: str, capability: tuple[int, int], multiprocessors: int, mib
 def chosen_for(device: str) -> tuple[Gpu, bool]:
     chosen = gpu_of(load_recipe(flags={"device.name": device}))
     assert chosen is not None
-    return chosen.gpu, chosen.assumed
+    return chosen.gpu, chosen.why is not None
 
 
 def test_nvml_knows_the_gpu_of_this_machine_without_torch(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -215,6 +215,30 @@ def test_a_slice_is_described_by_torch(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_without_a_gpu_one_is_assumed_and_that_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     fake_torch(monkeypatch)
     assert chosen_for("cuda") == (find_gpu(ASSUMED), True)
+
+
+CUT = FakeGpu(instances=[FakeGpu(uuid="MIG-1"), FakeGpu(uuid="MIG-2")])
+
+
+@pytest.mark.parametrize(
+    ("gpus", "why"),
+    [
+        ((), "none is here"),
+        ((FakeGpu(), FakeGpu(name="NVIDIA L4", uuid="GPU-b")), "set CUDA_DEVICE_ORDER=PCI_BUS_ID"),
+        ((CUT,), "is cut into 2 MIG instances"),
+        ((FakeGpu(lost_after=0),), "the GPU is lost"),
+        ((FakeGpu(name="NVIDIA Imagined 1"),), "this machine's NVIDIA Imagined 1 is not in the catalogue"),
+    ],
+)
+def test_why_the_gpu_here_was_not_taken_is_told(
+    gpus: tuple[FakeGpu, ...], why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_nvml(monkeypatch, FakeNvml(*gpus))
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
+    chosen = gpu_of(load_recipe(flags={"device.name": "cuda"}))
+    assert chosen is not None
+    assert chosen.gpu == find_gpu(ASSUMED)
+    assert why in str(chosen.why)
 
 
 def test_torch_knows_gpus_that_the_catalogue_does_not(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from mem_gpt_cli.allocator.settings import AllocatorSettings
 from mem_gpt_cli.devices.calibration import Calibration
 from mem_gpt_cli.devices.card import Card
 from mem_gpt_cli.devices.catalogue import find_gpu
-from mem_gpt_cli.errors import RecipeError
+from mem_gpt_cli.errors import EnvironmentUnavailableError, RecipeError
 from mem_gpt_cli.recipe import load_recipe
 from mem_gpt_cli.recipe.schema import Recipe
 from mem_gpt_cli.report import MemoryReport
@@ -144,7 +144,7 @@ def test_what_fits_a_calibrated_card_leaves_room_for_all_else() -> None:
         backward_workspace_bytes=2**25,
         device_baseline_bytes=700 * 2**20,
     )
-    card = Card(gpu, False, AllocatorSettings(), known)
+    card = Card(gpu, None, AllocatorSettings(), known)
     assert card.capacity(on_card(*GPT2)) + (700 + 700) * 2**20 == gpu.total_bytes
     assert card.capacity(on_card(*GPT2, "budget.memory=1GiB")) == (1024 - 700) * 2**20
 
@@ -180,10 +180,14 @@ def test_a_wrong_device_gets_one_sentence_with_its_place(tmp_path: Path, text: s
 
 
 def test_a_card_that_nobody_named_is_assumed_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mem_gpt_cli.devices.present.gpu_present", lambda _: None)
+    def unknown(_: int) -> NoReturn:
+        raise EnvironmentUnavailableError("this machine's NVIDIA Imagined 1 is not in the catalogue")
+
+    monkeypatch.setattr("mem_gpt_cli.devices.present.gpu_present", unknown)
     report = traced(*INFERENCE, device="cuda")
     assert report.device.name == "NVIDIA A100-SXM4-80GB"
-    assert any(text.startswith("'cuda' names no GPU") for text in report.warnings)
+    why = "'cuda' names no GPU and this machine's NVIDIA Imagined 1 is not in the catalogue: kernels"
+    assert any(text.startswith(why) for text in report.warnings)
 
 
 def test_each_decode_step_of_a_short_generation_runs() -> None:

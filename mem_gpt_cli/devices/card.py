@@ -16,10 +16,10 @@ from mem_gpt_cli.report.model import DeviceSummary
 
 @dataclass(frozen=True)
 class Card:
-    """A GPU, ``assumed`` where the recipe names none; what it takes beside torch's allocator, where known."""
+    """A GPU, assumed where ``why_assumed`` says so; what it takes beside torch's allocator, where known."""
 
     gpu: Gpu
-    assumed: bool
+    why_assumed: str | None
     settings: AllocatorSettings
     calibration: Calibration | None
 
@@ -49,7 +49,7 @@ def card_of(recipe: Recipe) -> Card | None:
     chosen = gpu_of(recipe)
     if chosen is None:
         return None
-    return Card(chosen.gpu, chosen.assumed, allocator_settings(recipe), calibration_of(chosen.gpu))
+    return Card(chosen.gpu, chosen.why, allocator_settings(recipe), calibration_of(chosen.gpu))
 
 
 def summary_of(recipe: Recipe, card: Card | None) -> DeviceSummary:

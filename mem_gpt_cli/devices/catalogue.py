@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mem_gpt_cli.devices.gpu import Gpu
-from mem_gpt_cli.errors import RecipeError, UsageError
+from mem_gpt_cli.errors import EnvironmentUnavailableError, RecipeError, UsageError
 from mem_gpt_cli.recipe.problems import nearest, position_of
 from mem_gpt_cli.recipe.schema import Recipe
 
@@ -46,10 +46,13 @@ class Entry:
 
 @dataclass(frozen=True)
 class ChosenGpu:
-    """The GPU that a recipe is answered for; ``assumed`` when it names none and none could be asked."""
+    """The GPU that a recipe is answered for.
+
+    ``why`` is set when it is assumed, because the recipe names none: why the one here could not be taken.
+    """
 
     gpu: Gpu
-    assumed: bool = False
+    why: str | None = None
 
 
 @cache
@@ -103,8 +106,10 @@ def gpu_of(recipe: Recipe) -> ChosenGpu | None:
     if numbered := _THIS_MACHINE.fullmatch(name):
         from mem_gpt_cli.devices.present import gpu_present  # reads the catalogue itself
 
-        present = gpu_present(int(numbered[1] or 0))
-        return ChosenGpu(present) if present else ChosenGpu(find_gpu(ASSUMED), assumed=True)
+        try:
+            return ChosenGpu(gpu_present(int(numbered[1] or 0)))
+        except EnvironmentUnavailableError as unknown:
+            return ChosenGpu(find_gpu(ASSUMED), why=str(unknown))
     try:
         return ChosenGpu(find_gpu(name))
     except UsageError as unknown:

@@ -88,9 +88,9 @@ def _death(within: Ending) -> dict[str, Any] | None:
 
 
 def _warnings(recipe: Recipe, card: Card, within: Ending) -> Iterator[str]:
-    if card.assumed:
+    if card.why_assumed:
         yield (
-            f"{recipe.device.name!r} names no GPU and none is here: kernels and memory are those of an "
+            f"{recipe.device.name!r} names no GPU and {card.why_assumed}: kernels and memory are those of an "
             f"{card.gpu.product}; name yours, e.g. --device h100"
         )
     if card.overhead_bytes is None:
