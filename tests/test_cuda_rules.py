@@ -1,4 +1,7 @@
-"""Every departure of CUDA from the CPU is one named rule, with its source, on the page and in a test."""
+"""Every departure of CUDA from the CPU is one named rule, with its source, and stands on the page.
+
+What each rule says is tested beside the others of its kind: ``test_cuda_*`` and ``test_trace_cuda``.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +12,13 @@ from typing import Any
 
 import pytest
 
+from mem_gpt_cli.devices.kernels.cublas import lt_workspace_bytes, workspace_bytes
+from mem_gpt_cli.ledger.accumulation import sums_in_place
+from mem_gpt_cli.optimizers.cost import implementation
 from mem_gpt_cli.trace.cuda import attention_kernels, kernels
 from mem_gpt_cli.trace.cuda.autocast import cuda_autocast_lists
 from mem_gpt_cli.trace.cuda.births import BIRTHS
+from mem_gpt_cli.trace.cuda.blas import adds_bias_in_kernel, operand_copies
 from mem_gpt_cli.trace.cuda.composites import dropout, log_softmax, softmax
 from mem_gpt_cli.trace.cuda.host import host_tensors
 from mem_gpt_cli.trace.cuda.sdpa_choice import choose_kernel
@@ -19,7 +26,11 @@ from mem_gpt_cli.trace.cuda.sdpa_choice import choose_kernel
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "cuda.md").read_text(encoding="utf-8")
 
-STEERING = (host_tensors, cuda_autocast_lists, softmax, log_softmax, dropout, choose_kernel)
+STEERING = (
+    *(host_tensors, cuda_autocast_lists, softmax, log_softmax, dropout, choose_kernel),
+    *(sums_in_place, implementation, operand_copies, adds_bias_in_kernel),
+    *(workspace_bytes, lt_workspace_bytes),
+)
 BUFFERS = (*attention_kernels.RULES.values(), *kernels.RULES.values())
 RULES: dict[str, Callable[..., Any]] = {
     rule.__name__: rule for rule in (*STEERING, *BUFFERS, *BIRTHS.values())
