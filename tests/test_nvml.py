@@ -105,7 +105,7 @@ def test_a_wrong_call_is_not_taken_for_a_missing_figure(monkeypatch: pytest.Monk
 def test_nvml_that_is_not_there_is_one_sentence() -> None:
     with pytest.raises(EnvironmentUnavailableError, match="NVML Shared Library Not Found"):
         Nvml(FakeNvml(there=False))
-    with pytest.raises(EnvironmentUnavailableError, match="no GPU 3"):
+    with pytest.raises(EnvironmentUnavailableError, match="cannot open the GPU 3"):
         Nvml(FakeNvml(FakeGpu())).by_index(3)
 
 
@@ -216,7 +216,7 @@ def test_gpus_of_several_kinds_are_not_guessed() -> None:
     [
         ({"CUDA_VISIBLE_DEVICES": "0"}, {}, "shows 1 GPU"),
         ({"CUDA_VISIBLE_DEVICES": "GPU-,GPU-x"}, {}, "0 GPUs' UUIDs"),
-        ({}, {"uuid": "none"}, "no GPU 'MIG-none'"),
+        ({}, {"uuid": "none"}, "cannot open the GPU 'MIG-none'"),
     ],
 )
 def test_a_gpu_that_is_not_there_is_one_sentence(
