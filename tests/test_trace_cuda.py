@@ -151,7 +151,7 @@ def test_what_fits_a_calibrated_card_leaves_room_for_all_else() -> None:
 
 def test_a_setting_that_changes_nothing_is_named() -> None:
     report = traced(*INFERENCE, "device.allocator='garbage_collection_threshold:0.5'")
-    assert any("garbage_collection_threshold changes nothing" in text for text in report.warnings)
+    assert any("garbage_collection_threshold" in text for text in report.warnings)
 
 
 def test_settings_of_the_allocator_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from mem_gpt_cli.attention.cost import NO_FLASH
 from mem_gpt_cli.errors import UnsupportedError
 from mem_gpt_cli.recipe.schema import Recipe
 
@@ -36,7 +37,4 @@ def attention_kernels(recipe: Recipe) -> Iterator[None]:
     except RuntimeError as error:
         if NO_KERNEL not in str(error):
             raise
-        raise UnsupportedError(
-            f"attention.backend: torch's flash kernel cannot run {recipe.model.name} on {recipe.device.name} "
-            "(on CPU it knows no dropout, on CUDA no fp32 and no mask, and a head must fit): choose sdpa"
-        ) from error
+        raise UnsupportedError(NO_FLASH) from error

@@ -6,6 +6,13 @@ from typing import Literal
 
 Kernel = Literal["eager", "fused", "math"]
 
+NO_FLASH = (
+    "attention.backend: torch's flash kernel cannot run this (on CPU it knows no dropout; on CUDA it wants "
+    "compute capability 8.0, fp16 or bf16, no mask, and heads up to 256): choose sdpa"
+)
+"""Why a recipe that allows flash alone is refused."""
+FLASH_CAPABILITY = (8, 0)
+
 BOOL = 1
 
 

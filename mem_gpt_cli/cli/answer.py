@@ -61,10 +61,7 @@ def hold_to_budget(recipe: Recipe, report: MemoryReport) -> None:
     if allocator is not None:
         death = allocator["out_of_memory"]
         if death is not None:
-            raise GateError(
-                f"it does not fit the budget of {render_bytes(budget)}: {death['phase']} runs out of memory "
-                f"in {death['operation']}"
-            )
+            raise GateError(f"it does not fit: {death['phase']} runs out of memory in {death['operation']}")
     elif report.allocated_bytes > budget:
         over = report.allocated_bytes - budget
         raise GateError(

@@ -126,7 +126,7 @@ def check(name: str) -> Verdict:
     try:
         cells = expand(load_recipe(Path(name)))
         lenses = _lenses(cells)
-        _find_models(cells)
+        _find_names(cells)
     except RecipeErrors as found:
         return Verdict(name, f"{len(found.errors)} errors", found.errors)
     except RecipeError as error:
@@ -136,14 +136,17 @@ def check(name: str) -> Verdict:
     return Verdict(name, f"{len(cells)} {'cell' if len(cells) == 1 else 'cells'}, {', '.join(lenses)}")
 
 
-def _find_models(cells: tuple[Cell, ...]) -> None:
-    """Look every cell's model up; one that only the hub can tell of is left to the run.
+def _find_names(cells: tuple[Cell, ...]) -> None:
+    """Look every cell's model and GPU up; a model that only the hub can tell of is left to the run.
 
     Raises:
         UsageError: for a name that leads nowhere.
     """
+    from mem_gpt_cli.devices.catalogue import gpu_of
     from mem_gpt_cli.model import resolve
 
+    for cell in {cell.recipe.device.name: cell for cell in cells}.values():
+        gpu_of(cell.recipe)
     for model in {cell.recipe.model.model_dump_json(): cell.recipe.model for cell in cells}.values():
         with suppress(EnvironmentUnavailableError):
             resolve(model)

@@ -35,9 +35,14 @@ class Card:
         return None if self.calibration is None else self.calibration.device_baseline_bytes
 
     def capacity(self, recipe: Recipe) -> int:
-        """Bytes that the allocator can reserve: the budget, or all of the idle GPU, less the overhead."""
-        total = recipe.budget.memory or self.gpu.total_bytes - (self.baseline_bytes or 0)
-        return max(0, total - (self.overhead_bytes or 0))
+        """Bytes that the allocator can reserve of the budget or the idle GPU, by its settings."""
+        idle = self.gpu.total_bytes - (self.baseline_bytes or 0)
+        left = min(recipe.budget.memory or idle, idle) - (self.overhead_bytes or 0)
+        return max(0, min(left, int(self.settings.memory_fraction * self.gpu.total_bytes)))
+
+    def limited_by_budget(self, recipe: Recipe) -> bool:
+        """Whether it is the recipe's budget that ends the run, and not the card itself."""
+        return recipe.budget.memory is not None and recipe.budget.memory < self.gpu.total_bytes
 
 
 def card_of(recipe: Recipe) -> Card | None:

@@ -101,8 +101,8 @@ def _warnings(recipe: Recipe, card: Card, within: Ending) -> Iterator[str]:
         )
     if card.settings.without_effect:
         names = " and ".join(card.settings.without_effect)
-        yield f"the allocator's setting {names} changes nothing here, as torch has it"
-    limit = "budget" if recipe.budget.memory else card.gpu.name
+        yield f"{names} of the allocator's settings changes nothing here; docs/allocator.md says when it does"
+    limit = "budget" if card.limited_by_budget(recipe) else card.gpu.name
     capacity = render_bytes(card.capacity(recipe))
     if within.death is not None:
         death = within.death

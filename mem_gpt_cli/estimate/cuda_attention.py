@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from mem_gpt_cli.attention.cost import FLASH_CAPABILITY, NO_FLASH
 from mem_gpt_cli.attention.on_cuda import CudaKernel, cuda_kernel
 from mem_gpt_cli.devices.kernels.attention import Shape
+from mem_gpt_cli.errors import UnsupportedError
 from mem_gpt_cli.estimate.attention_ops import sdpa_backward
 from mem_gpt_cli.estimate.books import FP32, INT64
 from mem_gpt_cli.estimate.forward_pass import Pass
@@ -30,6 +32,8 @@ def fused_attention(
     key_heads = k.numel // (run.batch * keys * part.head_dim)
     shape = Shape(run.batch, part.heads, key_heads, run.tokens, keys, part.head_dim, part.value_dim, q.item)
     kernel: CudaKernel = "flash"
+    if run.backend == "flash" and tape.cuda.gpu.capability < FLASH_CAPABILITY:
+        raise UnsupportedError(NO_FLASH)
     if run.backend != "flash":
         kernel = cuda_kernel(
             tape.cuda.gpu,

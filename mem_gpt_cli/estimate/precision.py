@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from mem_gpt_cli.errors import RecipeError
 from mem_gpt_cli.estimate.report import report_of
 from mem_gpt_cli.model import resolve
 from mem_gpt_cli.recipe import refuse_unavailable
@@ -36,7 +37,10 @@ def precision_table(recipe: Recipe, own: MemoryReport | None = None) -> dict[str
             table[name] = own
             continue
         at = in_precision(recipe, column)
-        refuse_unavailable(at, "estimate")
+        try:
+            refuse_unavailable(at, "estimate")
+        except RecipeError:
+            continue  # the recipe's other options do not go with this width
         table[name] = report_of(at, source, source.architecture)
     return table
 

@@ -143,7 +143,7 @@ class Loss(Section):
 
 
 def _device_name(name: str) -> str:
-    if not re.fullmatch(r"[A-Za-z][\w .+-]*(:\d{1,3})?", name) or (":" in name and name[:5] != "cuda:"):
+    if not re.fullmatch(r"\w[\w .+-]*(:\d{1,3})?", name) or (":" in name and name[:5] != "cuda:"):
         raise ValueError(f"{name!r} is no device: write cpu, cuda, cuda:N, or a GPU's name such as h100")
     return name.lower()
 

@@ -86,7 +86,7 @@ def choose_kernel(
     for kernel in _order(gpu, made_by):
         if kernel in switched_on and _CAN_RUN[kernel](call):
             return kernel
-    raise RuntimeError("scaled_dot_product_attention: no kernel that is switched on takes these tensors")
+    raise RuntimeError("No available kernel. Aborting execution.")
 
 
 def _order(gpu: Gpu, made_by: Build) -> tuple[Kernel, ...]:
