@@ -17,7 +17,8 @@ from benchmarks.gpu.cells import KitCell, cells_of
 from benchmarks.gpu.crew import Crew, Job, Rest, unwatched
 from benchmarks.gpu.figures import DIFFERENCES, FIGURES, differences, figures_of, prefixed
 from benchmarks.gpu.kit import Kit
-from mem_gpt_cli.bench.columns import RECIPE_KEYS, Row, row_of
+from benchmarks.gpu.rows import IDENTITY, OPTIONS
+from mem_gpt_cli.bench.columns import Row, row_of
 from mem_gpt_cli.bench.outcome import Outcome
 from mem_gpt_cli.bench.worker import Worker
 from mem_gpt_cli.estimate import estimate
@@ -28,19 +29,12 @@ LENSES = ("predicted", "retraced", "measured")
 """Committed before the run; traced again with the torch that measures; measured."""
 
 _OF_THE_SWEEP = (
-    "schema_version",
-    "memgpt_version",
-    "torch_version",
-    "transformers_version",
-    "started",
-    "key",
-    "digest",
-    "status",
+    *IDENTITY,
     "model",
     "architecture",
     "parameters",
     "task",
-    *(column for column in RECIPE_KEYS if column != "budget_bytes"),
+    *OPTIONS,
     "allocator",
     "device_name",
     "start_reserved_bytes",

@@ -11,6 +11,7 @@ from benchmarks.gpu.cells import KitCell
 from benchmarks.gpu.clock import Clock
 from benchmarks.gpu.crew import Crew, Job, Rest, unwatched
 from benchmarks.gpu.figures import FIGURES, figures_of
+from benchmarks.gpu.rows import IDENTITY
 from benchmarks.gpu.sources import commit
 from mem_gpt_cli.bench.columns import Row, row_of
 from mem_gpt_cli.bench.store import typed
@@ -18,14 +19,7 @@ from mem_gpt_cli.bench.worker import Worker
 from mem_gpt_cli.report.csv import append_row, read_rows
 
 _OF_THE_SWEEP = (
-    "schema_version",
-    "memgpt_version",
-    "torch_version",
-    "transformers_version",
-    "started",
-    "key",
-    "digest",
-    "status",
+    *IDENTITY,
     "error",
     "trace_s",
 )

@@ -1,13 +1,26 @@
-"""The rows of a stage's CSV: the last one of each cell, and which cells a resumed run need not repeat."""
+"""The rows of a stage's CSV: what they share, the last one of each cell, and which need not be repeated."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from mem_gpt_cli.bench.columns import Row
+from mem_gpt_cli.bench.columns import RECIPE_KEYS, Row
 from mem_gpt_cli.bench.store import typed
 from mem_gpt_cli.report.csv import read_rows
 
+IDENTITY = (
+    "schema_version",
+    "memgpt_version",
+    "torch_version",
+    "transformers_version",
+    "started",
+    "key",
+    "digest",
+    "status",
+)
+"""Columns that say which cell a row is of, what ran it, and how it ended: as in the CSV of a sweep."""
+OPTIONS = tuple(column for column in RECIPE_KEYS if column != "budget_bytes")
+"""Columns of a cell's recipe; no cell has a budget."""
 GOOD = ("ok", "unsupported")
 """Statuses that another run would not change."""
 

@@ -9,7 +9,8 @@ from benchmarks.gpu import rows
 from benchmarks.gpu.cells import KitCell, cells_of
 from benchmarks.gpu.crew import LEAST_S, unwatched
 from benchmarks.gpu.kit import Kit
-from mem_gpt_cli.bench.columns import RECIPE_KEYS, Row, row_of
+from benchmarks.gpu.rows import IDENTITY, OPTIONS
+from mem_gpt_cli.bench.columns import Row, row_of
 from mem_gpt_cli.bench.worker import Worker
 from mem_gpt_cli.report.csv import append_row
 
@@ -27,17 +28,10 @@ METRICS = (
     "temperature_c",
 )
 _OF_THE_SWEEP = (
-    "schema_version",
-    "memgpt_version",
-    "torch_version",
-    "transformers_version",
-    "started",
-    "key",
-    "digest",
-    "status",
+    *IDENTITY,
     "model",
     "task",
-    *(column for column in RECIPE_KEYS if column != "budget_bytes"),
+    *OPTIONS,
     "device_name",
     "error",
 )

@@ -274,7 +274,7 @@ def _speed(report: MemoryReport) -> str:
         "{:.4g} s a step": speed.step_s,
         "{:.4g} tokens/s": speed.tokens_per_s,
     }
-    return ", ".join(text.format(figure) for text, figure in figures.items() if figure is not None)
+    return _known(figures)
 
 
 def _board(report: MemoryReport) -> str:
@@ -285,6 +285,11 @@ def _board(report: MemoryReport) -> str:
         "{:.0f}% busy": board.utilization_mean_percent,
         "{:.0f} °C at most": board.temperature_max_c,
     }
+    return _known(figures)
+
+
+def _known(figures: Mapping[str, float | None]) -> str:
+    """The figures that there are, each in its text, one after the other."""
     return ", ".join(text.format(figure) for text, figure in figures.items() if figure is not None)
 
 
