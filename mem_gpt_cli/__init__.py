@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Any
 from mem_gpt_cli._version import __version__
 
 if TYPE_CHECKING:
-    from mem_gpt_cli.model.text_model import TextModel
     from mem_gpt_cli.recipe.schema import Recipe
     from mem_gpt_cli.report.model import MemoryReport
+    from mem_gpt_cli.workload.text_model import TextModel
 
 __all__ = ["MemoryReport", "Recipe", "__version__", "estimate", "load", "profile", "trace"]
 
@@ -75,8 +75,8 @@ def load(recipe: Recipe | Mapping[str, Any] | str | Path) -> TextModel:
     Raises:
         MemgptError: for a recipe that cannot be used, or weights that are not to be had.
     """
-    from mem_gpt_cli.model.text_model import load as load_model
     from mem_gpt_cli.profile.device import find_device
+    from mem_gpt_cli.workload.text_model import load as load_model
 
     loaded = _recipe(recipe)
     return load_model(loaded, find_device(loaded.device).torch_device)

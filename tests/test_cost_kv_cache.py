@@ -10,8 +10,8 @@ import torch
 from mem_gpt_cli.kv_cache import cost
 from mem_gpt_cli.kv_cache.storage import cache_tensors
 from mem_gpt_cli.model import resolve
-from mem_gpt_cli.model.build import build
 from mem_gpt_cli.recipe import load_recipe
+from mem_gpt_cli.workload.build import build
 
 SMALL = "hidden_size=64 num_hidden_layers=3 num_attention_heads=4 vocab_size=300 intermediate_size=96"
 MODELS = {

@@ -18,10 +18,10 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 import mem_gpt_cli as memgpt
 from mem_gpt_cli.errors import EnvironmentUnavailableError
 from mem_gpt_cli.model import resolve, tiny
-from mem_gpt_cli.model.build import build
 from mem_gpt_cli.profile import profile
 from mem_gpt_cli.recipe.schema import Recipe
 from mem_gpt_cli.trace import trace
+from mem_gpt_cli.workload.build import build
 from mem_gpt_cli.workload.threads import intra_op_threads
 
 SHAPE = {"n_layer": 2, "n_embd": 32, "n_head": 2, "vocab_size": 100, "n_positions": 64}

@@ -9,8 +9,8 @@ import pytest
 
 from mem_gpt_cli.errors import RecipeError, RecipeErrors
 from mem_gpt_cli.recipe import load_recipe, refuse_unavailable
-from mem_gpt_cli.recipe.availability import Lens
 from mem_gpt_cli.recipe.problems import leaves, section_at, without_none
+from mem_gpt_cli.recipe.refusals import Lens
 
 LENSES: tuple[Lens, ...] = get_args(Lens)
 

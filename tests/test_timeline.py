@@ -16,7 +16,6 @@ import pytest
 from mem_gpt_cli.errors import MissingExtraError, UsageError
 from mem_gpt_cli.ledger.timeline import timeline_of
 from mem_gpt_cli.model import resolve
-from mem_gpt_cli.model.build import build_on_meta
 from mem_gpt_cli.profile import profile
 from mem_gpt_cli.report import COMPONENTS, MemoryReport
 from mem_gpt_cli.report.palette import COLORS, STACK
@@ -32,6 +31,7 @@ from mem_gpt_cli.report.timeline import (
     write,
 )
 from mem_gpt_cli.trace.run import fake_run
+from mem_gpt_cli.workload.build import build_on_meta
 from tests.profiled import GPT2, LLAMA, small_recipe
 
 WEIGHTS, ACTIVATIONS = COMPONENTS.index("weights"), COMPONENTS.index("activations")

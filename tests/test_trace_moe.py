@@ -12,7 +12,6 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 
 from mem_gpt_cli.ledger import Ledger
 from mem_gpt_cli.model import resolve
-from mem_gpt_cli.model.build import build
 from mem_gpt_cli.profile import profile
 from mem_gpt_cli.recipe.schema import Recipe
 from mem_gpt_cli.report import MemoryReport
@@ -22,6 +21,7 @@ from mem_gpt_cli.trace.faithful import like_the_real_run
 from mem_gpt_cli.trace.routing import routing
 from mem_gpt_cli.trace.why_not import why_not
 from mem_gpt_cli.workload import workload_of
+from mem_gpt_cli.workload.build import build
 
 SMALL = {
     "num_hidden_layers": 1,

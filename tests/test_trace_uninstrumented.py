@@ -12,10 +12,10 @@ import torch
 from mem_gpt_cli.ledger import Ledger
 from mem_gpt_cli.ledger.allocator import record_allocator
 from mem_gpt_cli.model import resolve
-from mem_gpt_cli.model.build import build
 from mem_gpt_cli.recipe import Recipe, load_recipe
 from mem_gpt_cli.trace import trace
 from mem_gpt_cli.workload import Unobserved, workload_of
+from mem_gpt_cli.workload.build import build
 
 GPT2 = ["model.name=gpt2", "model.config={n_layer: 3, n_embd: 96, n_head: 4, vocab_size: 3000}"]
 LLAMA = [

@@ -61,7 +61,7 @@ def examine(model_type: str) -> dict[str, Any]:
 def constructed(path: Path) -> dict[str, Any]:
     """The class that transformers makes of a config, and its size."""
     from mem_gpt_cli.model import resolve
-    from mem_gpt_cli.model.build import build_on_meta
+    from mem_gpt_cli.workload.build import build_on_meta
 
     recipe = Recipe.model_validate({"model": {"name": str(path)}})
     model = build_on_meta(resolve(recipe.model), recipe)

@@ -68,9 +68,9 @@ def _child(what: str, overrides: list[str]) -> dict[str, Any]:
     import torch
 
     from mem_gpt_cli.model import resolve
-    from mem_gpt_cli.model.build import build_on_meta
     from mem_gpt_cli.recipe import load_recipe
     from mem_gpt_cli.trace import trace
+    from mem_gpt_cli.workload.build import build_on_meta
 
     torch.set_num_threads(1)
     recipe = load_recipe(None, overrides=overrides)
@@ -89,9 +89,10 @@ def _mem_tracker(recipe: Any) -> int:
     from torch.distributed._tools.mem_tracker import MemTracker
 
     from mem_gpt_cli.model import resolve
-    from mem_gpt_cli.model.build import build_on_meta, materialise
+    from mem_gpt_cli.model.build import materialise
     from mem_gpt_cli.trace.faithful import like_the_real_run
     from mem_gpt_cli.workload import Unobserved, workload_of
+    from mem_gpt_cli.workload.build import build_on_meta
 
     model = build_on_meta(resolve(recipe.model), recipe)
     workload = workload_of(recipe)

@@ -6,12 +6,15 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mem_gpt_cli.attention.cost import NO_FLASH
 from mem_gpt_cli.errors import UnsupportedError
 from mem_gpt_cli.recipe.schema import Recipe
 
+IMPLEMENTATION = {"eager": "eager", "sdpa": "sdpa", "flash": "sdpa"}
+"""transformers' name of each backend: ``flash`` is SDPA with its flash kernel alone."""
 NO_KERNEL = "No available kernel"
 """How torch begins when none of the kernels that it may use can run (ATen's ``sdp_utils``)."""
 
@@ -38,3 +41,19 @@ def attention_kernels(recipe: Recipe) -> Iterator[None]:
         if NO_KERNEL not in str(error):
             raise
         raise UnsupportedError(NO_FLASH) from error
+
+
+def implementation(recipe: Recipe) -> str:
+    """transformers' name of the recipe's attention."""
+    return IMPLEMENTATION[recipe.attention.backend]
+
+
+def attention_note(model: torch.nn.Module, recipe: Recipe) -> tuple[str, ...]:
+    """What to tell of a model that lacks the recipe's attention and runs another; mostly nothing."""
+    runs = getattr(model.config, "_attn_implementation", None)
+    if runs in (None, implementation(recipe)):
+        return ()
+    return (
+        f"{type(model).__name__} has no {recipe.attention.backend} attention in transformers: "
+        f"{runs} runs instead",
+    )

@@ -159,7 +159,7 @@ def _lenses(cells: tuple[Cell, ...]) -> list[str]:
         RecipeError: there is none; it says what stands in the way of the most willing one, ``estimate``.
     """
     from mem_gpt_cli.recipe import refuse_unavailable
-    from mem_gpt_cli.recipe.availability import Lens
+    from mem_gpt_cli.recipe.refusals import Lens
 
     willing = []
     for lens in get_args(Lens):

@@ -10,12 +10,9 @@ import torch
 
 from mem_gpt_cli.errors import UnsupportedError, UsageError
 from mem_gpt_cli.model.source import ModelSource
-from mem_gpt_cli.model.weights import load_weights, wants_real_weights
 from mem_gpt_cli.recipe.schema import Recipe
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-ATTENTION = {"eager": "eager", "sdpa": "sdpa", "flash": "sdpa"}
-"""transformers' name of each backend: ``flash`` is SDPA with its flash kernel alone."""
 EXPERTS = {"eager": "eager", "grouped": "grouped_mm", "batched": "batched_mm"}
 _DROPOUT = re.compile(r"(^|_)(drop|dropout|pdrop|dropout_prob)$")
 _NOT_OF_THE_DECODER = re.compile(r"classifier|layerdrop|summary")
@@ -67,13 +64,19 @@ def with_layers(config: Any, layers: int) -> Any:
     return shallow
 
 
-def build_on_meta(source: ModelSource, recipe: Recipe, layers: int | None = None) -> torch.nn.Module:
-    """The model without memory: every tensor on torch's ``meta`` device.
+def plain_on_meta(
+    source: ModelSource, recipe: Recipe, attention: str, layers: int | None = None
+) -> torch.nn.Module:
+    """The model as transformers has it, without memory: every tensor on torch's ``meta`` device.
 
     Args:
         source: which model.
-        recipe: the options that change what is built.
+        recipe: the dtype, the dropout and the experts' code.
+        attention: transformers' name of the attention.
         layers: build that many layers instead of all.
+
+    Raises:
+        UnsupportedError: for a model that has no such attention.
     """
     from transformers import AutoModelForCausalLM
     from transformers.initialization import no_init_weights
@@ -93,19 +96,16 @@ def build_on_meta(source: ModelSource, recipe: Recipe, layers: int | None = None
 
     with torch.device("meta"), no_init_weights():
         try:
-            model = of_attention(ATTENTION[recipe.attention.backend])
+            model = of_attention(attention)
         except ValueError as error:
-            if recipe.attention.backend == "eager" or "scaled_dot_product_attention" not in str(error):
+            if attention == "eager" or "scaled_dot_product_attention" not in str(error):
                 raise UnsupportedError(f"{source.name}: {_first_line(error)}") from error
             model = of_attention(
                 "eager"
-            )  # what transformers itself takes for such a model; see attention_note
+            )  # what transformers itself takes for such a model; see attention.backend.note
     model.tie_weights()  # no_init_weights leaves this out too
     if getattr(model, "loss_type", None) is None:
         model.loss_type = "ForCausalLM"  # what transformers takes then, with a remark on it for every model
-    if recipe.checkpointing.policy == "full":
-        enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
-        enable({"use_reentrant": False})  # transformers before 5.20 has the older name alone
     return model  # type: ignore[no-any-return]
 
 
@@ -125,17 +125,6 @@ def decoder_class(source: ModelSource, config: Any) -> Any:
                 return AutoModelForCausalLM._model_mapping[whole]
     raise UnsupportedError(
         f"{source.name}: transformers has no causal language model of type {config.model_type!r}"
-    )
-
-
-def attention_note(model: torch.nn.Module, recipe: Recipe) -> tuple[str, ...]:
-    """What to tell of a model that lacks the recipe's attention and runs another; mostly nothing."""
-    runs = getattr(model.config, "_attn_implementation", None)
-    if runs in (None, ATTENTION[recipe.attention.backend]):
-        return ()
-    return (
-        f"{type(model).__name__} has no {recipe.attention.backend} attention in transformers: "
-        f"{runs} runs instead",
     )
 
 
@@ -160,20 +149,6 @@ def materialise(model: torch.nn.Module, device: torch.device) -> None:
             for name, tensor in list(table.items()):
                 if tensor is not None:
                     table[name] = real(tensor)  # type: ignore[assignment]
-
-
-def build(source: ModelSource, recipe: Recipe, device: torch.device | None = None) -> torch.nn.Module:
-    """The model of a recipe, with real weights where they are local and wanted, else random ones.
-
-    Under ``FakeTensorMode`` this is the same code, and no byte is taken.
-    """
-    device = device or torch.device(recipe.device.name)
-    model = build_on_meta(source, recipe)
-    materialise(model, device)
-    initialise(model)
-    if wants_real_weights(source, recipe):
-        load_weights(model, source)
-    return model
 
 
 def initialise(model: torch.nn.Module) -> None:

@@ -10,10 +10,10 @@ from typing import Any, Literal
 
 import torch
 
+from mem_gpt_cli.attention.backend import attention_note
 from mem_gpt_cli.ledger import Moment
 from mem_gpt_cli.ledger.timeline import run_title, timeline_of
 from mem_gpt_cli.model import resolve
-from mem_gpt_cli.model.build import attention_note, build_on_meta
 from mem_gpt_cli.model.facts import logits_width, summarise, vocabulary
 from mem_gpt_cli.profile.account import Account
 from mem_gpt_cli.profile.device import CudaDevice, find_device
@@ -29,6 +29,7 @@ from mem_gpt_cli.report import PHASES, MemoryReport, Phase
 from mem_gpt_cli.report.cause import cause_of
 from mem_gpt_cli.report.model import Provenance
 from mem_gpt_cli.report.timeline import check, write
+from mem_gpt_cli.workload.build import build_on_meta
 from mem_gpt_cli.workload.threads import intra_op_threads
 
 Passes = Literal["both", "memory"]

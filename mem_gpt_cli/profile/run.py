@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import torch
 
 from mem_gpt_cli.model import ModelSource
-from mem_gpt_cli.model.build import build
 from mem_gpt_cli.profile.device import Device
 from mem_gpt_cli.recipe.schema import Recipe
 from mem_gpt_cli.report import ModelSummary
 from mem_gpt_cli.workload import Inference, Observer, workload_of
 from mem_gpt_cli.workload.autocast import autocast
+from mem_gpt_cli.workload.build import build
 
 WARM_UP_TOKENS = 8
 

@@ -9,7 +9,6 @@ from mem_gpt_cli.devices.card import Card
 from mem_gpt_cli.errors import MemgptError, UnsupportedError
 from mem_gpt_cli.ledger import Curves, EventLog
 from mem_gpt_cli.model import ModelSource
-from mem_gpt_cli.model.build import build_on_meta
 from mem_gpt_cli.recipe.schema import Recipe
 from mem_gpt_cli.report import PHASES
 from mem_gpt_cli.trace.cuda.replayed import Replayed, replayed
@@ -26,6 +25,7 @@ from mem_gpt_cli.trace.depth import (
 from mem_gpt_cli.trace.routing import QUESTIONS, SCENARIOS, Scenario
 from mem_gpt_cli.trace.run import FakeRun, fake_run
 from mem_gpt_cli.trace.why_not import why_not
+from mem_gpt_cli.workload.build import build_on_meta
 
 EVERY_STEP_ON_A_CARD = 16
 """New tokens up to which a trace for a GPU runs every decode step; of longer ones the first and the last."""

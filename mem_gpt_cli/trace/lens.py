@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
+from mem_gpt_cli.attention.backend import attention_note
 from mem_gpt_cli.devices.card import Card, card_of, summary_of
 from mem_gpt_cli.devices.verdict import Verdict, verdict_on
 from mem_gpt_cli.ledger.timeline import run_title, timeline_of
 from mem_gpt_cli.model import resolve
-from mem_gpt_cli.model.build import attention_note, build_on_meta
 from mem_gpt_cli.model.facts import summarise
 from mem_gpt_cli.recipe import as_run, refuse_unavailable
 from mem_gpt_cli.recipe.schema import Recipe
@@ -22,6 +22,7 @@ from mem_gpt_cli.report.timeline import check, write
 from mem_gpt_cli.trace.depth import Height, Place, plan_depth
 from mem_gpt_cli.trace.dry_run import DryRun, DryRunner
 from mem_gpt_cli.trace.events import write_events
+from mem_gpt_cli.workload.build import build_on_meta
 from mem_gpt_cli.workload.threads import intra_op_threads
 
 LISTED_OPERATORS = 8

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mem_gpt_cli.errors import EnvironmentUnavailableError
-from mem_gpt_cli.model.build import build
 from mem_gpt_cli.model.resolve import resolve
 from mem_gpt_cli.model.source import ModelSource
 from mem_gpt_cli.recipe import refuse_unavailable
 from mem_gpt_cli.recipe.schema import Recipe
+from mem_gpt_cli.workload.build import build
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
