@@ -16,6 +16,7 @@ from mem_gpt_cli.errors import EnvironmentUnavailableError, RecipeError, RecipeE
 
 if TYPE_CHECKING:
     from mem_gpt_cli.recipe import Cell
+    from mem_gpt_cli.recipe.schema import Recipe
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -142,14 +143,19 @@ def _find_names(cells: tuple[Cell, ...]) -> None:
     Raises:
         UsageError: for a name that leads nowhere.
     """
+    from mem_gpt_cli.attention.kv_heads import source_of
     from mem_gpt_cli.devices.catalogue import gpu_of
-    from mem_gpt_cli.model import resolve
 
     for cell in {cell.recipe.device.name: cell for cell in cells}.values():
         gpu_of(cell.recipe)
-    for model in {cell.recipe.model.model_dump_json(): cell.recipe.model for cell in cells}.values():
+    for recipe in {_model_of(cell.recipe): cell.recipe for cell in cells}.values():
         with suppress(EnvironmentUnavailableError):
-            resolve(model)
+            source_of(recipe)
+
+
+def _model_of(recipe: Recipe) -> tuple[str, int | None]:
+    """What decides which model a recipe runs."""
+    return recipe.model.model_dump_json(), recipe.attention.kv_heads
 
 
 def _lenses(cells: tuple[Cell, ...]) -> list[str]:

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from itertools import takewhile
 from typing import Literal
 
+from mem_gpt_cli.attention.kv_heads import source_of
 from mem_gpt_cli.errors import UsageError
 from mem_gpt_cli.estimate.report import report_of
-from mem_gpt_cli.model import resolve
 from mem_gpt_cli.recipe import refuse_unavailable
 from mem_gpt_cli.recipe.schema import Recipe
 from mem_gpt_cli.report.model import MemoryReport
@@ -32,7 +32,7 @@ def curve(recipe: Recipe, axis: Axis = "seq", points: Sequence[int] | None = Non
         RecipeError, UnsupportedError: as ``estimate``.
     """
     refuse_unavailable(recipe, "estimate")
-    source = resolve(recipe.model)
+    source = source_of(recipe)
     values = sorted(set(points)) if points else _doubled(recipe, axis)
     if values[0] < 1:
         raise UsageError(f"a curve's points are sizes of at least 1, not {values[0]}")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from mem_gpt_cli.attention.kv_heads import source_of
 from mem_gpt_cli.errors import RecipeError
 from mem_gpt_cli.estimate.report import report_of
-from mem_gpt_cli.model import resolve
 from mem_gpt_cli.recipe import refuse_unavailable
 from mem_gpt_cli.recipe.schema import Recipe
 from mem_gpt_cli.report.model import MemoryReport
@@ -28,7 +28,7 @@ def precision_table(recipe: Recipe, own: MemoryReport | None = None) -> dict[str
     bitsandbytes gives quantized weights no gradient, so that a training step of the whole model does not
     exist in them: quantized training means adapters over frozen weights, which is another recipe.
     """
-    source = resolve(recipe.model)
+    source = source_of(recipe)
     table: dict[str, MemoryReport] = {}
     for name, column in COLUMNS.items():
         if recipe.task == "training" and column["scheme"] != "none":

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from mem_gpt_cli.attention.kv_heads import source_of
 from mem_gpt_cli.errors import UnsupportedError
 from mem_gpt_cli.estimate.books import SLOTS, Moment
 from mem_gpt_cli.estimate.cause import cause_of
@@ -13,7 +14,6 @@ from mem_gpt_cli.estimate.decoder import WIDTHS
 from mem_gpt_cli.estimate.phases import Walk, walk
 from mem_gpt_cli.estimate.work import work
 from mem_gpt_cli.kv_cache import cost as cache_cost
-from mem_gpt_cli.model import resolve
 from mem_gpt_cli.quantization import cost as quantization_cost
 from mem_gpt_cli.recipe import as_run, refuse_unavailable
 from mem_gpt_cli.recipe.schema import Recipe
@@ -42,7 +42,7 @@ def estimate(recipe: Recipe) -> MemoryReport:
         UnsupportedError: for a ``model_type`` that no formula knows.
     """
     refuse_unavailable(recipe, "estimate")
-    source = resolve(recipe.model)
+    source = source_of(recipe)
     return report_of(recipe, source, source.architecture)
 
 

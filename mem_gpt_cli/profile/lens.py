@@ -11,9 +11,9 @@ from typing import Any, Literal
 import torch
 
 from mem_gpt_cli.attention.backend import attention_note
+from mem_gpt_cli.attention.kv_heads import source_of
 from mem_gpt_cli.ledger import Moment
 from mem_gpt_cli.ledger.timeline import run_title, timeline_of
-from mem_gpt_cli.model import resolve
 from mem_gpt_cli.model.facts import logits_width, summarise, vocabulary
 from mem_gpt_cli.profile.account import Account
 from mem_gpt_cli.profile.device import CudaDevice, find_device
@@ -77,7 +77,7 @@ def prepare(recipe: Recipe) -> Job:
     """Everything that can be refused before the run; raises as ``mem_gpt_cli.profile.profile``."""
     refuse_unavailable(recipe, "profile")
     device = find_device(recipe.device)
-    source = resolve(recipe.model)
+    source = source_of(recipe)
     meta = build_on_meta(source, recipe)
     refuse_beyond_positions(source, recipe, meta)
     return Job(

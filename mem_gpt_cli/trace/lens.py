@@ -9,10 +9,10 @@ from typing import Any
 import torch
 
 from mem_gpt_cli.attention.backend import attention_note
+from mem_gpt_cli.attention.kv_heads import source_of
 from mem_gpt_cli.devices.card import Card, card_of, summary_of
 from mem_gpt_cli.devices.verdict import Verdict, verdict_on
 from mem_gpt_cli.ledger.timeline import run_title, timeline_of
-from mem_gpt_cli.model import resolve
 from mem_gpt_cli.model.facts import summarise
 from mem_gpt_cli.recipe import as_run, refuse_unavailable
 from mem_gpt_cli.recipe.schema import Recipe
@@ -50,7 +50,7 @@ def trace(
         UnsupportedError: for a model whose forward cannot be traced; the sentence says why.
     """
     refuse_unavailable(recipe, "trace")
-    source = resolve(recipe.model)
+    source = source_of(recipe)
     if timeline is not None:
         check(timeline)
     card = card_of(recipe)

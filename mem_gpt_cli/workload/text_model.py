@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from mem_gpt_cli.attention.kv_heads import source_of
 from mem_gpt_cli.errors import EnvironmentUnavailableError
-from mem_gpt_cli.model.resolve import resolve
 from mem_gpt_cli.model.source import ModelSource
 from mem_gpt_cli.recipe import refuse_unavailable
 from mem_gpt_cli.recipe.schema import Recipe
@@ -67,7 +67,7 @@ def load(recipe: Recipe, device: torch.device | None = None) -> TextModel:
         EnvironmentUnavailableError: for weights that cannot be read.
     """
     refuse_unavailable(recipe, "profile")
-    source = resolve(recipe.model)
+    source = source_of(recipe)
     torch.manual_seed(recipe.workload.seed)
     model = build(source, recipe, device).eval()
     return TextModel(source.name, model, load_tokenizer(source), recipe.kv_cache.kind != "none")
