@@ -15,14 +15,15 @@ from mem_gpt_cli.recipe.refusals import Lens
 LENSES: tuple[Lens, ...] = get_args(Lens)
 
 OFFERED: dict[str, dict[str, str]] = {
-    "attention.backend": {"sdpa": "etp", "eager": "etp", "flash": "etp", "lsh": ""},
+    "attention.backend": {"sdpa": "etp", "eager": "etp", "flash": "etp", "lsh": "etp"},
     "kv_cache.kind": {
-        "none": "etp", "dynamic": "etp",
-        "static": "", "quantized": "", "offloaded": "", "sliding": "", "paged": "",
+        "none": "etp", "dynamic": "etp", "static": "etp", "quantized": "etp", "offloaded": "etp",
+        "sliding": "etp", "paged": "etp",
     },
     "checkpointing.policy": {"none": "etp", "full": "etp", "every_n": "", "selective": "", "offload": ""},
     "adapters.kind": {"none": "etp", "lora": "", "qlora": ""},
-    "quantization.scheme": {"none": "etp", "int8": "e", "nf4": "e", "int4": "", "fp4": ""},
+    "quantization.scheme": {"none": "etp", "int8": "etp", "nf4": "etp", "int4": "etp", "fp4": "etp"},
+    "quantization.backend": {"auto": "etp", "bitsandbytes": "etp", "torchao": "etp", "native": "etp"},
     "optimizer.name": {
         "adamw": "etp", "adamw_8bit": "", "paged_adamw_8bit": "", "lion_8bit": "", "adafactor": "", "sgd": "",
         "galore": "",
@@ -32,6 +33,16 @@ OFFERED: dict[str, dict[str, str]] = {
     "device": {"cpu": "etp", "cuda": "etp", "cuda:1": "etp", "h100": "etp"},
 }  # fmt: skip
 """Each value of an option, and the first letters of the lenses that offer it."""
+
+BESIDE: dict[str, tuple[str, ...]] = {
+    "attention.backend=lsh": ("kv_cache.kind=dynamic",),
+    "kv_cache.kind=offloaded": ("device=cuda",),
+    "kv_cache.kind=sliding": ("kv_cache.window=64",),
+    "quantization.backend=bitsandbytes": ("quantization.scheme=int8",),
+    "quantization.backend=torchao": ("quantization.scheme=int8",),
+    "quantization.backend=native": ("quantization.scheme=int8",),
+}
+"""What a value needs beside it to mean anything."""
 
 CASES = [(key, value, lens) for key, values in OFFERED.items() for value in values for lens in LENSES]
 
@@ -52,7 +63,7 @@ def test_each_lens_offers_what_it_says(key: str, value: str, lens: Lens) -> None
     training = key.startswith(("checkpointing", "optimizer", "loss"))
     override = f"{key}={value}"
     task = f"task={'training' if training else 'inference'}"
-    recipe = load_recipe(None, overrides=[override, task])
+    recipe = load_recipe(None, overrides=[override, task, *BESIDE.get(override, ())])
     if lens[0] in OFFERED[key][value]:
         refuse_unavailable(recipe, lens)
         return
@@ -66,17 +77,13 @@ def test_each_lens_offers_what_it_says(key: str, value: str, lens: Lens) -> None
 
 def test_the_sentence_names_the_way_out(tmp_path: Path) -> None:
     path = tmp_path / "r.yaml"
-    path.write_text("quantization:\n  scheme: nf4\n", encoding="utf-8")
+    path.write_text("task: training\ncheckpointing:\n  policy: selective\n", encoding="utf-8")
     with pytest.raises(RecipeError) as caught:
         refuse_unavailable(load_recipe(path), "trace")
     assert str(caught.value) == (
-        f"{path}:2:11: quantization.scheme: 'nf4' cannot be traced or profiled in this version of memgpt; "
-        "`memgpt estimate` without --trace computes it"
+        f"{path}:3:11: checkpointing.policy: 'selective' is not offered in this version of memgpt: "
+        "choose full or none"
     )
-    with pytest.raises(
-        RecipeError, match=r"'int4' is not offered in this version of memgpt: choose int8 or nf4"
-    ):
-        refuse_unavailable(load_recipe(None, overrides=["quantization.scheme=int4"]), "estimate")
 
 
 @pytest.mark.parametrize(
@@ -89,12 +96,15 @@ def test_the_sentence_names_the_way_out(tmp_path: Path) -> None:
         ("inference", "workload.hold_outputs=true", "belongs to training"),
         ("training", "quantization.scheme=int8", "quantized weights cannot be trained"),
         ("training", "workload.logits=all", "belongs to inference"),
+        ("training", "sampling.temperature=0.7", "belongs to inference"),
+        ("training", "sampling.top_k=5", "belongs to inference"),
+        ("training", "quality.windows=2", "is measured of an inference"),
     ],
 )
 @pytest.mark.parametrize("lens", LENSES)
 def test_what_the_task_would_ignore_is_refused(task: str, override: str, message: str, lens: Lens) -> None:
     recipe = load_recipe(None, overrides=[f"task={task}", override])
-    with pytest.raises(RecipeError, match=message if lens == "estimate" else None) as caught:
+    with pytest.raises(RecipeError, match=message) as caught:
         refuse_unavailable(recipe, lens)
     assert str(caught.value).startswith(f"--set {override}:1:")
 
@@ -106,14 +116,21 @@ def test_the_cache_kinds_that_change_nothing_in_training_pass(task: str, kind: s
         refuse_unavailable(load_recipe(None, overrides=[f"task={task}", f"kv_cache.kind={kind}"]), lens)
 
 
+@pytest.mark.parametrize("override", ["sampling.temperature=0.7", "sampling.top_p=0.9", "quality.windows=2"])
+def test_one_recipe_serves_all_subcommands(override: str) -> None:
+    """What only generate or profile reads takes no part in memory: no lens refuses it."""
+    for lens in LENSES:
+        refuse_unavailable(load_recipe(None, overrides=[override]), lens)
+
+
 def test_a_sweep_is_no_single_recipe() -> None:
     with pytest.raises(RecipeError, match=r"all\.yaml:\d+:\d+: sweep: .*run `memgpt bench`"):
         refuse_unavailable(load_recipe("all"), "estimate")
 
 
 def test_all_that_is_refused_is_reported_at_once_and_each_key_once() -> None:
-    overrides = ["attention.backend=lsh", "kv_cache.kind=paged", "loss.kind=chunked"]
+    overrides = ["adapters.kind=lora", "checkpointing.policy=every_n", "loss.kind=chunked"]
     with pytest.raises(RecipeErrors) as caught:
         refuse_unavailable(load_recipe(None, overrides=overrides), "profile")
     keys = [error.message.partition(":")[0] for error in caught.value.errors]
-    assert sorted(keys) == ["attention.backend", "kv_cache.kind", "loss.kind"]
+    assert sorted(keys) == ["adapters.kind", "checkpointing.policy", "loss.kind"]

@@ -20,7 +20,7 @@ def test_the_table_has_every_key() -> None:
         re.findall(r"`([a-z_.]+)`", "".join(row.split("|")[1] for row in table.splitlines() if "|" in row))
     )
     short = {".".join(path) for path in leaves() if path[0] not in ("device", "sweep")}
-    assert named == short | {"device", "device.allocator", "sweep", "extends"}
+    assert named == short | {"device", "device.allocator", "sweep", "extends", "workload.requests"}
 
 
 def test_every_value_of_an_enumeration_is_named_in_its_row() -> None:

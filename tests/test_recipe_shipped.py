@@ -172,7 +172,7 @@ def test_validate_says_which_lenses_answer(tmp_path: Path, capsys: pytest.Captur
     assert cli.run(["recipes", "validate", *files, "tiny-generate"]) == 2
     captured = capsys.readouterr()
     assert captured.out.splitlines() == [
-        f"ok   {files[0]}  1 cell, estimate",
+        f"ok   {files[0]}  1 cell, estimate, trace, profile",
         f"ok   {files[1]}  1 cell, estimate, trace, profile",
         f"bad  {files[2]}  1 error",
         f"bad  {files[3]}  2 errors",

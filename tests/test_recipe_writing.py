@@ -16,6 +16,7 @@ from mem_gpt_cli.errors import RecipeError
 from mem_gpt_cli.recipe import Recipe, json_schema, load_recipe, resolved, shipped, to_yaml
 from mem_gpt_cli.recipe.document import parse
 from mem_gpt_cli.recipe.problems import leaves, section_at, without_none
+from mem_gpt_cli.recipe.schema import Section
 
 TEXTS = st.text(st.characters(blacklist_categories=["Cs"]), max_size=30) | st.sampled_from(
     [
@@ -46,6 +47,25 @@ NESTED = st.recursive(
 )
 CONFIGS = st.dictionaries(TEXTS, NESTED, max_size=4)
 NUMBERS = st.integers(1, 10**9)
+OVERRIDES = st.dictionaries(
+    TEXTS,
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "scheme": st.sampled_from(["none", "int8", "nf4"]),
+            "group_size": NUMBERS,
+            "double_quant": st.booleans(),
+        },
+    ),
+    max_size=3,
+)
+REQUESTS = st.one_of(
+    st.lists(NUMBERS, min_size=1, max_size=5),
+    st.fixed_dictionaries({"lengths": st.lists(NUMBERS, min_size=1, max_size=5)}),
+    st.fixed_dictionaries(
+        {"count": st.integers(1, 9), "shortest": st.integers(1, 50), "longest": st.integers(50, 10**9)}
+    ),
+)
 
 
 def values_of(path: tuple[str, ...]) -> st.SearchStrategy[Any]:
@@ -63,6 +83,12 @@ def values_of(path: tuple[str, ...]) -> st.SearchStrategy[Any]:
         ("optimizer", "lr"): st.floats(1e-300, 1e300),
         ("optimizer", "weight_decay"): st.floats(0, 1e300),
         ("workload", "seed"): st.integers(0, 2**63 - 1),
+        ("quantization", "overrides"): OVERRIDES,
+        ("quality", "text"): TEXTS.filter(bool),
+        ("quality", "tokens"): st.integers(2, 10**9),
+        ("sampling", "temperature"): st.floats(0, 1e300),
+        ("sampling", "top_p"): st.none() | st.floats(1e-300, 1),
+        ("sampling", "repetition_penalty"): st.floats(1e-300, 1e300),
         ("description",): TEXTS,
     }
     if path in special:
@@ -77,12 +103,16 @@ def recipes(draw: st.DrawFn) -> dict[str, Any]:
     """The data of a valid recipe, each key given or left out."""
     data: dict[str, Any] = {}
     for path in leaves():
-        if path[0] == "sweep" or path[-1] in ("seq", "prompt_tokens", "new_tokens") or draw(st.booleans()):
+        given = path[0] != "sweep" and path[-1] not in ("seq", "prompt_tokens", "new_tokens")
+        if "requests" in path or not given or draw(st.booleans()):
             continue
         section = data
         for step in path[:-1]:
             section = section.setdefault(step, {})
         section[path[-1]] = draw(values_of(path))
+    if data.get("task") != "training" and draw(st.booleans()):
+        data.setdefault("workload", {}).pop("batch", None)  # the requests say it
+        data["workload"]["requests"] = draw(REQUESTS)
     if draw(st.booleans()):
         axes = st.dictionaries(
             st.sampled_from(["workload.batch", "model.name"]), st.lists(SCALARS, max_size=3)
@@ -157,7 +187,7 @@ def test_the_json_schema_is_sound_and_describes_every_key() -> None:
     schema = json_schema()
     jsonschema.Draft202012Validator.check_schema(schema)
     sections = [schema, *schema["$defs"].values()]
-    assert len(sections) == 1 + 12
+    assert set(schema["$defs"]) == {section.__name__ for section in Section.__subclasses__()} - {"Recipe"}
     for section in sections:
         assert section["additionalProperties"] is False
         for name, field in section["properties"].items():

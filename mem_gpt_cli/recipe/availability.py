@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from mem_gpt_cli.errors import RecipeError
 from mem_gpt_cli.recipe.document import KeyPath, dotted
 from mem_gpt_cli.recipe.problems import combined, position_of
 from mem_gpt_cli.recipe.refusals import Lens, Refusal, attention, kv_cache, quantization
-from mem_gpt_cli.recipe.schema import Optimizer, Recipe, Section
+from mem_gpt_cli.recipe.schema import Optimizer, Recipe, Sampling, Section
 
 _EVERYWHERE: dict[str, frozenset[str]] = {
     "quantization.scheme": frozenset({"none", "int8", "int4", "nf4", "fp4"}),
@@ -28,6 +28,17 @@ _TRAINING_ONLY: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("workload", ("steps", "hold_outputs")),
 )
 """Sections, and the keys of theirs that an inference would ignore."""
+
+
+_INFERENCE_ONLY: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("workload", ("logits",)),
+    ("sampling", tuple(Sampling.model_fields)),
+)
+"""Sections, and the keys of theirs that a training would ignore.
+
+``sampling`` is for ``memgpt generate`` alone, but every lens takes it: which token is picked changes no
+memory, so that one recipe serves all subcommands.
+"""
 
 
 def refuse_unavailable(recipe: Recipe, lens: Lens) -> None:
@@ -78,11 +89,19 @@ def _device(recipe: Recipe) -> Iterator[Refusal]:
 def _task(recipe: Recipe) -> Iterator[Refusal]:
     """What is offered, but not for this task."""
     if recipe.task == "inference":
-        for key, names in _TRAINING_ONLY:
-            section: Section = getattr(recipe, key)
-            for name in names:
-                if getattr(section, name) != type(section).model_fields[name].default:
-                    yield (key, name), "belongs to training: leave it out, or write task: training"
+        for path in _changed(recipe, _TRAINING_ONLY):
+            yield path, "belongs to training: leave it out, or write task: training"
         return
-    if recipe.workload.logits != "last":
-        yield ("workload", "logits"), "belongs to inference, training needs all logits anyway: leave it out"
+    for path in _changed(recipe, _INFERENCE_ONLY):
+        yield path, "belongs to inference: leave it out, or write task: inference"
+    if recipe.quality is not None:
+        yield ("quality",), "is measured of an inference: leave it out, or write task: inference"
+
+
+def _changed(recipe: Recipe, keys: Iterable[tuple[str, tuple[str, ...]]]) -> Iterator[KeyPath]:
+    """Those of the keys that do not have their default."""
+    for key, names in keys:
+        section: Section = getattr(recipe, key)
+        for name in names:
+            if getattr(section, name) != type(section).model_fields[name].default:
+                yield key, name

@@ -189,6 +189,8 @@ def _sentence(detail: ErrorDetails, path: KeyPath) -> str:
             return f"must be at most {limits['le']:,}, not {shown(value)}"
         case "string_too_short":
             return "is empty: write a name"
+        case "too_short":
+            return "is empty: give it at least one value"
         case "less_than":
             return f"must be less than {limits['lt']:g}, not {shown(value)}"
         case "value_error":
@@ -221,7 +223,8 @@ def _section_expected(value: Any, path: KeyPath) -> str:
     choices = _choices((*path, first))
     example = "none" if negative and "none" in choices else value
     fits = example in choices or (not choices and first == "name" and isinstance(value, str))
-    hint = f": write {{{first}: {example}}}" if path and fits else ""
+    wants_defaults = value is True or (isinstance(value, str) and value in _YES)
+    hint = f": write {{{first}: {example}}}" if path and fits else ": write {}" if wants_defaults else ""
     return f"must be a mapping (its keys: {keys}), not {shown(value)}{hint}"
 
 

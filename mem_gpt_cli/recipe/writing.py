@@ -68,6 +68,9 @@ def json_schema() -> dict[str, Any]:
     long_form = {"$ref": "#/$defs/Device"}
     short_form = {"type": "string", "description": "Short for {name: ...}."}
     properties["device"] = {"anyOf": [short_form, long_form], "description": "Where it runs."}
+    lengths = sections["Requests"]["properties"]["lengths"]["anyOf"][0]
+    requests = sections["Workload"]["properties"]["requests"]
+    requests["anyOf"] = [{**lengths, "description": "Short for {lengths: [...]}."}, *requests["anyOf"]]
     memory = sections["Budget"]["properties"]["memory"]
     size = {"type": "string", "pattern": r"^\s*\d+(\.\d+)?\s*([kKmMgGtT]?[iI]?[bB])?\s*$"}
     memory["anyOf"] = [memory["anyOf"][0], size, {"type": "null"}]
