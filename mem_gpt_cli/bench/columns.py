@@ -7,6 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from mem_gpt_cli._version import __version__
+from mem_gpt_cli.bench.claims import CLAIM_COLUMNS
 from mem_gpt_cli.bench.outcome import Outcome
 from mem_gpt_cli.recipe import Cell, resolved
 from mem_gpt_cli.report.model import COMPONENTS, PHASES, SCHEMA_VERSION, Lens, MemoryReport, Speed, Telemetry
@@ -99,6 +100,7 @@ COLUMNS: tuple[str, ...] = (
     "power_w",
     "utilization_percent",
     "temperature_c",
+    *CLAIM_COLUMNS,
 )
 """Columns of a sweep's CSV, in their order; new ones go to the end."""
 

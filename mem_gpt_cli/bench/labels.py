@@ -37,7 +37,8 @@ def _group(cells: list[Cell], home: int | None) -> Group:
     for cell in cells:
         own = values[cell.index]
         told = [key for key in keys if key not in shared and (home is None or own[key] != first[key])]
-        labels[cell.index] = ", ".join(_words(key, own[key]) for key in told)
+        words = ", ".join(_words(key, own[key]) for key in told)
+        labels[cell.index] = cell.claim.name if cell.claim else words
     if home in labels and len(cells) > 1:
         labels[home] = "baseline"
     return Group(" · ".join(_words(key, first[key]) for key in shared), labels)

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol
 
+from mem_gpt_cli.bench.claims import judged
 from mem_gpt_cli.bench.columns import Row, compared, row_of
 from mem_gpt_cli.bench.outcome import LENSES
 from mem_gpt_cli.bench.store import Store
@@ -82,7 +83,10 @@ def run_sweep(plan: Plan, watcher: Watcher | None = None) -> Iterator[Row]:
                 outcome = worker.run(cell.recipe, lenses, plan.timeout_s, watcher.phase)
                 row = row_of(plan.name, started, cell, lenses, outcome)
                 if cell.baseline is not None:
-                    row |= compared(row, row if cell.baseline == cell.index else rows[cell.baseline])
+                    home = row if cell.baseline == cell.index else rows[cell.baseline]
+                    row |= compared(row, home)
+                    if cell.claim is not None:
+                        row |= judged(row, home, cell.claim)
                 store.append(row)
             rows[cell.index] = row
             yield row

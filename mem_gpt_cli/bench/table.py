@@ -10,6 +10,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from mem_gpt_cli.bench.claims_table import claims_table
 from mem_gpt_cli.bench.columns import Row
 from mem_gpt_cli.bench.labels import groups
 from mem_gpt_cli.recipe import Cell
@@ -75,7 +76,7 @@ def sweep_table(cells: Sequence[Cell], rows: Sequence[Row]) -> RenderableType:
         if body.row_count:
             blank = [Text("")] if len(parts) > 1 else []
             parts += [*blank, Text(group.title, style="bold"), body]
-    return Group(*parts, *_sentences(rows))
+    return Group(*parts, *_sentences(rows), *claims_table(rows))
 
 
 def _table(columns: Sequence[_Column], *, headings: bool) -> Table:

@@ -314,6 +314,22 @@ class Budget(Section):
     memory: Bytes | None = Field(default=None, description="Bytes, or a text such as 24GiB or 80GB.")
 
 
+class Claim(Section):
+    """What is said of an option, to be printed beside what was measured; all against the cell's baseline."""
+
+    name: Name = Field(description="Whose claim, or of what: a few words.")
+    of: dict[str, Any] = Field(description="The cells that it speaks of: dotted keys, as in exclude.")
+    memory_saved_percent: Annotated[float, Field(gt=0, lt=100)] | None = Field(
+        default=None, description="Least part of the baseline's peak that is saved."
+    )
+    speed_ratio: Annotated[float, Field(gt=0)] | None = Field(
+        default=None, description="Least tokens a second, as a multiple of the baseline's."
+    )
+    quality_lost_percent: Annotated[float, Field(ge=0)] | None = Field(
+        default=None, description="Most by which perplexity rises."
+    )
+
+
 class Sweep(Section):
     """Many recipes from one: every entry of ``cells`` crossed with the product of ``axes``, less ``exclude``.
 
@@ -339,6 +355,10 @@ class Sweep(Section):
         default_factory=dict,
         description="Values of the cell that relative columns compare with: one in each group of cells that "
         "agree in all other swept keys.",
+    )
+    claims: list[Claim] = Field(
+        default_factory=list,
+        description="Claims to hold against what is measured; each cell has one at most. Needs a baseline.",
     )
 
 

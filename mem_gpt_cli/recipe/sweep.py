@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Any
 
@@ -21,7 +21,7 @@ from mem_gpt_cli.recipe.problems import (
     unknown_key,
     validate,
 )
-from mem_gpt_cli.recipe.schema import Recipe, Sweep
+from mem_gpt_cli.recipe.schema import Claim, Recipe, Sweep
 from mem_gpt_cli.recipe.writing import resolved
 
 MAX_CELLS = 100_000
@@ -33,13 +33,14 @@ class Cell:
 
     ``values`` are what the sweep sets (dotted key to value), ``recipe`` is the whole recipe without the
     sweep, ``baseline`` the index of the cell that this one is compared with: its own for a baseline, ``None``
-    where the sweep names none.
+    where the sweep names none. ``claim`` is what ``sweep.claims`` says of it.
     """
 
     index: int
     values: dict[str, Any]
     recipe: Recipe
     baseline: int | None = field(default=None, kw_only=True)
+    claim: Claim | None = field(default=None, kw_only=True)
 
     @property
     def key(self) -> str:
@@ -83,7 +84,7 @@ def expand(recipe: Recipe) -> tuple[Cell, ...]:
     if errors:
         raise combined(errors)
     _check_distinct(cells, recipe)
-    return _with_baselines(cells, recipe)
+    return _with_claims(_with_baselines(cells, recipe), recipe)
 
 
 class _Findings:
@@ -125,7 +126,7 @@ def _check_keys(recipe: Recipe, sweep: Sweep) -> None:
     swept = {*sweep.axes, *(key for entry in sweep.cells for key in entry)}
     for path, key in mentions:
         overlapping = [axis for axis in sweep.axes if _overlap(axis, key) and path[1:] != ("axes", axis)]
-        if path[1] in ("exclude", "baseline") and key not in swept:
+        if path[1] in ("exclude", "baseline", "claims") and key not in swept:
             findings.note(path, f"is not swept: use a key of the axes or cells ({', '.join(sorted(swept))})")
         elif path[1] in ("axes", "cells") and overlapping:
             findings.note(path, f"is swept by sweep.axes.{overlapping[0]} too: keep one of the two")
@@ -147,6 +148,8 @@ def _mentions(sweep: Sweep) -> Iterator[tuple[KeyPath, str]]:
         for index, entry in enumerate(getattr(sweep, part)):
             yield from ((("sweep", part, index, key), key) for key in entry)
     yield from ((("sweep", "baseline", key), key) for key in sweep.baseline)
+    for index, claim in enumerate(sweep.claims):
+        yield from ((("sweep", "claims", index, "of", key), key) for key in claim.of)
 
 
 def _wrong_key(key: str) -> str | None:
@@ -259,6 +262,33 @@ def _with_baselines(cells: list[Cell], recipe: Recipe) -> tuple[Cell, ...]:
             raise RecipeError(message, position)
     home = {index: marked[group][0] for group, members in groups.items() for index in members}
     return tuple(Cell(cell.index, cell.values, cell.recipe, baseline=home[cell.index]) for cell in cells)
+
+
+def _with_claims(cells: tuple[Cell, ...], recipe: Recipe) -> tuple[Cell, ...]:
+    """The cells, each with the claim that speaks of it."""
+    claims = recipe.sweep.claims if recipe.sweep else []
+    if not claims:
+        return cells
+    findings = _Findings(recipe)
+    data = [resolved(cell.recipe) for cell in cells]
+    told: dict[int, Claim] = {}
+    for number, claim in enumerate(claims):
+        path: KeyPath = ("sweep", "claims", number)
+        meant = [
+            cell
+            for cell in cells
+            if all(_value(cell.values, data[cell.index], key) == value for key, value in claim.of.items())
+        ]
+        if not meant:
+            findings.note((*path, "of"), "speaks of no cell: mend or delete the claim")
+        for cell in meant:
+            if cell.index in told:
+                findings.note(path, f"the cell {cell.key!r} has a claim already, {told[cell.index].name!r}")
+            elif cell.baseline in (None, cell.index):
+                findings.note(path, f"the cell {cell.key!r} has no baseline to be compared with")
+            told[cell.index] = claim
+    findings.close()
+    return tuple(replace(cell, claim=told.get(cell.index)) for cell in cells)
 
 
 def _value(values: Mapping[str, Any], data: Mapping[str, Any], key: str) -> Any:
