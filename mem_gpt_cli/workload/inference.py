@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import KeysView
+from collections.abc import Callable, KeysView
 from typing import Any, NamedTuple
 
 import torch
@@ -22,15 +22,25 @@ class State(NamedTuple):
     cache: Any
 
 
+Pick = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""The next token of each row, ``[batch, 1]``, from its logits, ``[batch, vocabulary]``, and all tokens so far."""
+
+
+def likeliest(logits: torch.Tensor, sequence: torch.Tensor) -> torch.Tensor:  # noqa: ARG001
+    """The token with the highest logit."""
+    return logits.argmax(dim=-1, keepdim=True)
+
+
 class Inference:
-    """Greedy generation of ``lengths.new`` tokens for ``batch`` prompts of ``lengths.prompt`` tokens.
+    """Generation, greedy unless ``pick`` says otherwise, of ``lengths.new`` tokens for ``batch`` prompts of ``lengths.prompt`` tokens.
 
     The first new token comes out of the prefill; each of the others is one ``decode`` step, with the cache
     of the steps before it or, without a cache, over the whole sequence again.
     """
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: Recipe, pick: Pick = likeliest) -> None:
         self.recipe = recipe
+        self.pick = pick
         self.lengths = recipe.lengths
         self.use_cache = recipe.kv_cache.kind != "none"
 
@@ -77,7 +87,7 @@ class Inference:
         observer.mark("logits", [outputs.logits])
         cache = outputs.get("past_key_values") if self.use_cache else None
         observer.mark("kv_cache", cache_tensors(cache))
-        token = outputs.logits[:, -1, :].argmax(dim=-1, keepdim=True)
+        token = self.pick(outputs.logits[:, -1, :], state.sequence)
         return State(torch.cat([state.sequence, token], dim=1), cache)
 
 
