@@ -80,7 +80,7 @@ GPU ?= h100
 .PHONY: gpu-wheels
 gpu-wheels: ## download the wheels that the GPU kit takes along, into .wheels/
 	$(PYTHON) -m pip download --quiet --no-deps --only-binary=:all: --python-version 3.12 --implementation cp \
-	  --platform manylinux_2_28_x86_64 --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 \
+	  --platform manylinux_2_28_x86_64 --platform manylinux_2_24_x86_64 --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 \
 	  --dest $(WHEELS) --requirement benchmarks/gpu/wheels.txt
 
 .PHONY: gpu-plan
