@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 from mem_gpt_cli.model.architecture import Architecture, Attention
+from mem_gpt_cli.recipe.schema import Recipe
 
 WINDOW_NUMBER = 8
 """A sliding window's layer holds its width as a tensor of one int64."""
+BITS = {"fp8": 8, "int4": 4, "int2": 2}
+"""Bits of an element in each format of a quantized cache."""
+
+
+def static_tokens(recipe: Recipe) -> int:
+    """Tokens of each sequence that a static cache has room for."""
+    return recipe.kv_cache.max_tokens or recipe.lengths.seq
 
 
 def span(attention: Attention) -> int | None:

@@ -102,7 +102,7 @@ def ends_only(workload: Inference, model: torch.nn.Module, tokens: torch.Tensor,
         longer = torch.zeros(batch, prompt + workload.decode_steps - RECORDED_STEPS - 1, dtype=torch.long)
         state = workload.prefill(model, longer, ledger)
         state = workload.decode(model, state, ledger)
-    ledger.mark("activations", [state.sequence])
+    ledger.mark("activations", [state.sequence, state.mask])
     ledger.mark("kv_cache", cache_tensors(state.cache))
     for _ in range(RECORDED_STEPS):
         state = workload.decode(model, state, ledger)

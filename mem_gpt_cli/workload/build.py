@@ -6,6 +6,7 @@ import torch
 
 from mem_gpt_cli.attention.backend import implementation
 from mem_gpt_cli.checkpointing.enable import enable_checkpointing
+from mem_gpt_cli.kv_cache.windowed_masks import give_window
 from mem_gpt_cli.model import ModelSource
 from mem_gpt_cli.model.build import initialise, materialise, plain_on_meta
 from mem_gpt_cli.model.weights import load_weights, wants_real_weights
@@ -22,6 +23,7 @@ def build_on_meta(source: ModelSource, recipe: Recipe, layers: int | None = None
     """
     model = plain_on_meta(source, recipe, implementation(recipe), layers)
     enable_checkpointing(model, recipe)
+    give_window(model, source, recipe)
     return model
 
 

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import torch
 
 from mem_gpt_cli.attention.backend import attention_kernels
+from mem_gpt_cli.kv_cache.build import new_cache
+from mem_gpt_cli.kv_cache.padding import left_padding, one_more, positions
 from mem_gpt_cli.kv_cache.storage import cache_tensors
 from mem_gpt_cli.recipe.schema import Recipe
 from mem_gpt_cli.workload.autocast import autocast
@@ -16,10 +18,14 @@ from mem_gpt_cli.workload.observer import Observer
 
 
 class State(NamedTuple):
-    """A generation under way: all tokens so far, ``[batch, length]``, and the model's cache of them."""
+    """A generation under way: all tokens so far, ``[batch, length]``, and the model's cache of them.
+
+    ``mask`` says which of the tokens count, ``[batch, length]``, where prompts of unlike lengths were padded.
+    """
 
     sequence: torch.Tensor
-    cache: Any
+    cache: Any = None
+    mask: torch.Tensor | None = None
 
 
 Pick = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -35,7 +41,8 @@ class Inference:
     """Generation, greedy unless ``pick`` says otherwise, of ``lengths.new`` tokens for ``batch`` prompts of ``lengths.prompt`` tokens.
 
     The first new token comes out of the prefill; each of the others is one ``decode`` step, with the cache
-    of the steps before it or, without a cache, over the whole sequence again.
+    of the steps before it or, without a cache, over the whole sequence again. Unlike prompts stand at the
+    right of their rows; what is before them is padding, whatever tokens it is made of.
     """
 
     def __init__(self, recipe: Recipe, pick: Pick = likeliest) -> None:
@@ -63,9 +70,11 @@ class Inference:
 
     def prefill(self, model: torch.nn.Module, tokens: torch.Tensor, observer: Observer) -> State:
         """The prompt in one pass, and the first new token."""
-        observer.mark("activations", [tokens])
+        mask = left_padding(self.recipe.prompts, tokens.shape[1], tokens.device)
+        observer.mark("activations", [tokens, mask])
         with observer.phase("prefill"):
-            return self._forward(model, State(tokens, None), tokens, observer)
+            state = State(tokens, new_cache(model, self.recipe), mask)
+            return self._forward(model, state, tokens, observer)
 
     def decode(self, model: torch.nn.Module, state: State, observer: Observer) -> State:
         """One more token."""
@@ -78,9 +87,14 @@ class Inference:
         self, model: torch.nn.Module, state: State, tokens: torch.Tensor, observer: Observer
     ) -> State:
         options: dict[str, Any] = {"use_cache": self.use_cache}
+        accepted = accepted_arguments(model)
         if state.cache is not None:
             options["past_key_values"] = state.cache
-        if self.recipe.workload.logits == "last" and "logits_to_keep" in accepted_arguments(model):
+        if state.mask is not None:
+            options["attention_mask"] = state.mask
+            if "position_ids" in accepted:
+                options["position_ids"] = positions(state.mask, tokens.shape[1])
+        if self.recipe.workload.logits == "last" and "logits_to_keep" in accepted:
             options["logits_to_keep"] = 1
         with autocast(self.recipe, tokens.device), attention_kernels(self.recipe):
             outputs = model(input_ids=tokens, **options)
@@ -88,7 +102,7 @@ class Inference:
         cache = outputs.get("past_key_values") if self.use_cache else None
         observer.mark("kv_cache", cache_tensors(cache))
         token = self.pick(outputs.logits[:, -1, :], state.sequence)
-        return State(torch.cat([state.sequence, token], dim=1), cache)
+        return State(torch.cat([state.sequence, token], dim=1), cache, one_more(state.mask))
 
 
 def accepted_arguments(model: torch.nn.Module) -> KeysView[str]:
