@@ -12,10 +12,13 @@ from mem_gpt_cli.errors import Position, RecipeError
 from mem_gpt_cli.recipe import shipped
 from mem_gpt_cli.recipe.document import MAX_BYTES, KeyPath, Node, parse
 from mem_gpt_cli.recipe.problems import combined, did_you_mean, validate
-from mem_gpt_cli.recipe.schema import Recipe
+from mem_gpt_cli.recipe.schema import QuantizationOverride, Recipe
 
 _OPEN_KEYS = (("sweep", "axes"), ("sweep", "baseline"))
 """Mappings whose keys are dotted themselves: what follows them in an override is one key."""
+
+_PATTERNS = ("quantization", "overrides")
+"""A mapping of patterns, which may be dotted, to sections."""
 
 
 def load_recipe(
@@ -135,10 +138,15 @@ def _read_override(text: str) -> tuple[Node, list[RecipeError]]:
 
 
 def split_key(key: str) -> KeyPath:
-    """The path of a dotted key; below ``sweep.axes`` and ``sweep.baseline`` the rest is one key."""
+    """The path of a dotted key; below ``sweep.axes`` and ``sweep.baseline`` the rest is one key, and below
+    ``quantization.overrides`` it is a pattern, with what is set of it behind the last dot.
+    """
     steps = tuple(key.split("."))
     if steps[:2] in _OPEN_KEYS and len(steps) > 2:
         return (*steps[:2], ".".join(steps[2:]))
+    if steps[:2] == _PATTERNS and len(steps) > 3:
+        end = len(steps) - (steps[-1] in QuantizationOverride.model_fields)
+        return (*steps[:2], ".".join(steps[2:end]), *steps[end:])
     return steps
 
 

@@ -46,6 +46,10 @@ class Ability:
     group_sizes: tuple[int, ...] | None
     double_quant: bool = False
 
+    def takes(self, group_size: int | None) -> bool:
+        """Whether it can have groups of that size; ``None`` is its own choice."""
+        return group_size is None or self.group_sizes is None or group_size in self.group_sizes
+
 
 _BLOCKS = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 ABILITIES: Mapping[tuple[Backend, Scheme], Ability] = {
@@ -101,15 +105,11 @@ def _wanted(section: Quantization, override: QuantizationOverride | None) -> dic
         able = {wanted["backend"]: able[wanted["backend"]]}
     if wanted["mapping"] is None and any(section.mapping in ability.mappings for ability in able.values()):
         wanted["mapping"] = section.mapping
-    if wanted["group_size"] is None and any(_takes(section.group_size, each) for each in able.values()):
+    if wanted["group_size"] is None and any(each.takes(section.group_size) for each in able.values()):
         wanted["group_size"] = section.group_size
     if wanted["double_quant"] is None and any(ability.double_quant for ability in able.values()):
         wanted["double_quant"] = section.double_quant
     return wanted
-
-
-def _takes(group_size: int | None, ability: Ability) -> bool:
-    return group_size is None or ability.group_sizes is None or group_size in ability.group_sizes
 
 
 def _backend(wanted: Mapping[str, Any]) -> Backend:
@@ -120,6 +120,6 @@ def _backend(wanted: Mapping[str, Any]) -> Backend:
     able = abilities(wanted["scheme"])
     for backend, ability in able.items():
         fits = wanted["mapping"] is None or wanted["mapping"] in ability.mappings
-        if fits and _takes(wanted["group_size"], ability):
+        if fits and ability.takes(wanted["group_size"]):
             return backend
     return next(iter(able))

@@ -77,15 +77,23 @@ def without_none(annotation: Any) -> Any:
 
 @cache
 def section_at(path: tuple[str, ...]) -> type[Section] | None:
-    """The section that a path of names leads to; the empty path leads to the recipe."""
-    section: type[Section] = Recipe
+    """The section that a path of names leads to; the empty path leads to the recipe.
+
+    In a mapping or a list of sections every name and number leads to one: ``("quantization", "overrides",
+    "head")`` to an override.
+    """
+    annotation: Any = Recipe
     for name in path:
-        info = section.model_fields.get(name)
-        inner = without_none(info.annotation) if info else None
-        if not (isinstance(inner, type) and issubclass(inner, Section)):
-            return None
-        section = inner
-    return section
+        if get_origin(annotation) in (dict, list):
+            annotation = get_args(annotation)[-1]
+            continue
+        info = annotation.model_fields.get(name) if _is_section(annotation) else None
+        annotation = without_none(info.annotation) if info else None
+    return annotation if _is_section(annotation) else None
+
+
+def _is_section(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, Section)
 
 
 @cache

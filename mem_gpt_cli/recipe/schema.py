@@ -149,14 +149,17 @@ class Quantization(Section):
     scheme: Scheme = Field(default="none", description="Weight quantization of the layers' matrices.")
     backend: Backend = Field(
         default="auto",
-        description="Whose code quantizes: auto is bitsandbytes for nf4, fp4 and int8, native for int4.",
+        description="Whose code quantizes: auto is bitsandbytes for nf4, fp4 and int8, native for int4 and "
+        "for int8 with groups or zero points.",
     )
     mapping: MappingType | None = Field(
         default=None,
         description="Integers: symmetric (the default) or with a zero point (native and torchao only).",
     )
     group_size: Positive | None = Field(
-        default=None, description="Weights that share a scale; null: the backend's own choice."
+        default=None,
+        description="Weights that share a scale; null: 64 for nf4, fp4 and int4 (128 of torchao's), a row for "
+        "int8.",
     )
     double_quant: bool | None = Field(
         default=None, description="nf4 and fp4: quantize the scales too; null: yes."
