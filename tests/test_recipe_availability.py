@@ -116,11 +116,18 @@ def test_the_cache_kinds_that_change_nothing_in_training_pass(task: str, kind: s
         refuse_unavailable(load_recipe(None, overrides=[f"task={task}", f"kv_cache.kind={kind}"]), lens)
 
 
-@pytest.mark.parametrize("override", ["sampling.temperature=0.7", "sampling.top_p=0.9", "quality.windows=2"])
+@pytest.mark.parametrize("override", ["sampling.temperature=0.7", "quality.windows=2"])
 def test_one_recipe_serves_all_subcommands(override: str) -> None:
     """What only generate or profile reads takes no part in memory: no lens refuses it."""
     for lens in LENSES:
         refuse_unavailable(load_recipe(None, overrides=[override]), lens)
+
+
+@pytest.mark.parametrize("override", ["sampling.top_p=0.9", "sampling.top_k=40"])
+def test_limits_on_a_greedy_choice_are_refused(override: str) -> None:
+    with pytest.raises(RecipeError, match="changes nothing at temperature 0"):
+        refuse_unavailable(load_recipe(None, overrides=[override]), "profile")
+    refuse_unavailable(load_recipe(None, overrides=[override, "sampling.temperature=1"]), "profile")
 
 
 def test_a_sweep_is_no_single_recipe() -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from mem_gpt_cli.errors import RecipeError
 from mem_gpt_cli.recipe.document import KeyPath, dotted
 from mem_gpt_cli.recipe.problems import combined, position_of
-from mem_gpt_cli.recipe.refusals import Lens, Refusal, attention, kv_cache, quantization
+from mem_gpt_cli.recipe.refusals import Lens, Refusal, attention, kv_cache, quantization, sampling
 from mem_gpt_cli.recipe.schema import Optimizer, Recipe, Sampling, Section
 
 _EVERYWHERE: dict[str, frozenset[str]] = {
@@ -57,6 +57,7 @@ def refuse_unavailable(recipe: Recipe, lens: Lens) -> None:
         quantization.refusals(recipe, lens),
         attention.refusals(recipe, lens),
         kv_cache.refusals(recipe, lens),
+        sampling.refusals(recipe, lens),
     ):
         for path, reason in refusals:
             first.setdefault(path, reason)

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from mem_gpt_cli.attention.kv_heads import source_of
-from mem_gpt_cli.errors import EnvironmentUnavailableError
+from mem_gpt_cli.errors import EnvironmentUnavailableError, UsageError
+from mem_gpt_cli.model.positions import learned_positions
 from mem_gpt_cli.model.source import ModelSource
 from mem_gpt_cli.recipe import refuse_unavailable
-from mem_gpt_cli.recipe.schema import Recipe
+from mem_gpt_cli.recipe.changing import changed
+from mem_gpt_cli.recipe.schema import Recipe, Sampling
 from mem_gpt_cli.workload.build import build
+from mem_gpt_cli.workload.generation import Completion, OnText, Prompt, Row, complete_together, decode
+from mem_gpt_cli.workload.threads import intra_op_threads
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -22,40 +28,159 @@ _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.tx
 
 @dataclass(frozen=True)
 class TextModel:
-    """A torch model ready to generate; ``tokenizer`` is ``None`` where only a config is at hand."""
+    """A torch model with a recipe's options, ready to generate.
 
-    name: str
+    ``tokenizer`` is ``None`` where only a config is at hand. ``attention`` is transformers' name of what
+    computes it: several text models may share one torch model.
+    """
+
+    recipe: Recipe
+    source: ModelSource
     model: torch.nn.Module
     tokenizer: PreTrainedTokenizerBase | None
-    use_cache: bool = True
+    attention: str
 
-    def generate(self, prompt: str, *, new_tokens: int = 32, **options: Any) -> str:
-        """The prompt and its continuation, greedy unless ``options`` of transformers' ``generate`` say more.
+    @property
+    def name(self) -> str:
+        """The model's name."""
+        return self.source.name
+
+    def generate(self, prompt: str, *, new_tokens: int | None = None, **options: Any) -> str:
+        """The prompt and its continuation, as the recipe says it.
+
+        Args:
+            prompt: what to go on from.
+            new_tokens: at most so many; the recipe's own number by default.
+            options: keys of the recipe's ``sampling`` section, and ``seed``.
 
         Raises:
             EnvironmentUnavailableError: for a model without a tokenizer.
+            UsageError: for an empty prompt, one beyond the model's positions, or an unknown option.
         """
+        asked = self._asked(new_tokens, options)
+        (completion,) = asked.complete(asked.read([prompt]))
+        return decode(asked._reader(), completion.prompt.tokens) + completion.text
+
+    def read(self, texts: Sequence[str], *, chat: bool = False, first: int = 0) -> list[Prompt]:
+        """Prompts of texts; each has the recipe's seed plus its index, which counts from ``first``.
+
+        Args:
+            texts: what a user wrote.
+            chat: each is a user's message, to be put into the tokenizer's chat template.
+            first: the index of the first of them.
+
+        Raises:
+            EnvironmentUnavailableError: for a model without a tokenizer.
+            UsageError: for a text without tokens, one too long for the model, or no chat template.
+        """
+        tokenizer = self._reader()
+        if chat and not tokenizer.chat_template:
+            raise UsageError(f"the tokenizer of {self.name} has no chat template: leave --chat out")
+        found = []
+        for index, text in enumerate(texts, first):
+            tokens = tuple(_tokens_of(tokenizer, text, chat))
+            if not tokens:
+                raise UsageError(f"the prompt number {index + 1} is empty: write some text")
+            self._refuse_too_long(index, len(tokens))
+            seed = (self.recipe.workload.seed + index) % 2**63
+            found.append(Prompt(text, tokens, seed, index))
+        return found
+
+    def batches(self, prompts: Sequence[Prompt]) -> list[Sequence[Prompt]]:
+        """The prompts that go through the model together: ``workload.batch`` of them; all if it pages."""
+        together = len(prompts) if self.recipe.kv_cache.kind == "paged" else self.recipe.workload.batch
+        return [prompts[start : start + together] for start in range(0, len(prompts), max(together, 1))]
+
+    def complete(self, prompts: Sequence[Prompt], on_text: OnText | None = None) -> Iterator[Completion]:
+        """Go on from prompts, batch after batch; yields each completion as soon as its text is over.
+
+        Raises:
+            RecipeError: where the recipe's options cannot hold these prompts.
+        """
+        tokenizer, ends = self._reader(), self._ends()
+        self._attend()
+        for batch in self.batches(prompts):
+            with intra_op_threads(self.recipe.device.threads):
+                rows = [Row(prompt, tokenizer, ends, on_text) for prompt in batch]
+                yield from complete_together(self.model, self.recipe, batch, rows, self._padding())
+
+    def with_options(self, **sections: dict[str, Any]) -> TextModel:
+        """The same torch model under a recipe with other values: ``with_options(kv_cache={"kind": "none"})``.
+
+        Raises:
+            RecipeError: for values that cannot stand together.
+        """
+        recipe = changed(self.recipe, sections)
+        refuse_unavailable(recipe, "profile")
+        return dataclasses.replace(self, recipe=recipe)
+
+    def _asked(self, new_tokens: int | None, options: dict[str, Any]) -> TextModel:
+        seed = options.pop("seed", self.recipe.workload.seed)
+        unknown = sorted(set(options) - set(Sampling.model_fields))
+        if unknown:
+            known = ", ".join((*Sampling.model_fields, "seed"))
+            raise UsageError(f"generate knows no option {unknown[0]!r}: choose from {known}")
+        workload: dict[str, Any] = {"seed": seed}
+        if new_tokens is not None:
+            workload |= {"new_tokens": new_tokens, "seq": None}
+        try:
+            return self.with_options(workload=workload, sampling=options)
+        except ValueError as error:
+            raise UsageError(f"generate: {error}") from error
+
+    def _reader(self) -> PreTrainedTokenizerBase:
         if self.tokenizer is None:
             raise EnvironmentUnavailableError(
                 f"{self.name} has no tokenizer here, because only its config is at hand: give the folder of "
                 "the whole model, or pass token ids to .model.generate"
             )
-        generate: Any = self.model.generate
-        inputs = self.tokenizer(prompt, return_tensors="pt")
-        device = next(self.model.parameters()).device
-        end = self.tokenizer.pad_token_id
-        tokens = generate(
-            input_ids=inputs["input_ids"].to(device),
-            attention_mask=inputs["attention_mask"].to(device),
-            **{
-                "max_new_tokens": new_tokens,
-                "do_sample": False,
-                "use_cache": self.use_cache,
-                "pad_token_id": self.tokenizer.eos_token_id if end is None else end,
-                **options,
-            },
-        )
-        return str(self.tokenizer.decode(tokens[0], skip_special_tokens=True))
+        return self.tokenizer
+
+    def _refuse_too_long(self, index: int, length: int) -> None:
+        new = self.recipe.lengths.new
+        positions = learned_positions(self.source, self.model)
+        if positions is not None and length + new - 1 > positions:
+            raise UsageError(
+                f"the prompt number {index + 1} has {length} tokens, with {new} new ones more than the "
+                f"{positions} positions that {self.name} has learned: shorten it, or ask for less"
+            )
+
+    def _attend(self) -> None:
+        """Set the attention of this text model, where another one that shares the torch model changed it."""
+        model: Any = self.model
+        if model.config._attn_implementation != self.attention:
+            model.set_attn_implementation(self.attention)
+
+    def _ends(self) -> frozenset[int]:
+        """The tokens that end a text: the tokenizer's, and those that the model's makers name beside it."""
+        named: list[Any] = [self._reader().eos_token_id]
+        for config in (getattr(self.model, "generation_config", None), _generation_config(self.source)):
+            ends = getattr(config, "eos_token_id", None)
+            named += ends if isinstance(ends, list) else [ends]
+        return frozenset(int(end) for end in named if end is not None)
+
+    def _padding(self) -> int:
+        tokenizer = self._reader()
+        found = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+        return 0 if found is None else int(found)
+
+
+def _tokens_of(tokenizer: PreTrainedTokenizerBase, text: str, chat: bool) -> list[int]:
+    if chat:
+        messages = [{"role": "user", "content": text}]
+        text = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+    return list(tokenizer(text, add_special_tokens=not chat)["input_ids"])
+
+
+def _generation_config(source: ModelSource) -> Any:
+    from transformers import GenerationConfig
+
+    if source.folder is None or not (source.folder / GENERATION_CONFIG).is_file():
+        return None
+    return GenerationConfig.from_pretrained(str(source.folder), local_files_only=True)
+
+
+GENERATION_CONFIG = "generation_config.json"
 
 
 def load(recipe: Recipe, device: torch.device | None = None) -> TextModel:
@@ -69,8 +194,8 @@ def load(recipe: Recipe, device: torch.device | None = None) -> TextModel:
     refuse_unavailable(recipe, "profile")
     source = source_of(recipe)
     torch.manual_seed(recipe.workload.seed)
-    model = build(source, recipe, device).eval()
-    return TextModel(source.name, model, load_tokenizer(source), recipe.kv_cache.kind != "none")
+    model: Any = build(source, recipe, device).eval()
+    return TextModel(recipe, source, model, load_tokenizer(source), model.config._attn_implementation)
 
 
 def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase | None:
