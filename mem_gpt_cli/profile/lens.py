@@ -146,6 +146,7 @@ def report(job: Job, measured: Measured) -> MemoryReport:
             "inner_buffers": [buffer._asdict() for buffer in account.inner[:LISTED_BUFFERS]],
             "threads": measured.threads,
             **observed.details,
+            **job.details,
             **_requested(clean, phases),
         },
     )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -11,7 +12,7 @@ from mem_gpt_cli.model import ModelSource
 from mem_gpt_cli.profile.device import Device
 from mem_gpt_cli.recipe.schema import Recipe
 from mem_gpt_cli.report import ModelSummary
-from mem_gpt_cli.workload import Inference, Observer, workload_of
+from mem_gpt_cli.workload import Inference, Observer, Paged, page_details, workload_of
 from mem_gpt_cli.workload.autocast import autocast
 from mem_gpt_cli.workload.build import build
 
@@ -20,7 +21,10 @@ WARM_UP_TOKENS = 8
 
 @dataclass(frozen=True)
 class Job:
-    """What is measured, and where; ``notes`` are what a reader of the report should be told."""
+    """What is measured, and where.
+
+    ``notes`` are what a reader of the report should be told; ``details`` what a run says of itself.
+    """
 
     recipe: Recipe
     source: ModelSource
@@ -29,6 +33,7 @@ class Job:
     logits_width: int | None
     model: ModelSummary
     notes: tuple[str, ...]
+    details: dict[str, Any] = field(default_factory=dict)
 
     @property
     def steps(self) -> int:
@@ -36,6 +41,8 @@ class Job:
         workload = workload_of(self.recipe)
         if isinstance(workload, Inference):
             return 2 + workload.decode_steps
+        if isinstance(workload, Paged):
+            return 2 + workload.steps
         return 1 + 3 * self.recipe.workload.steps
 
 
@@ -67,8 +74,10 @@ def run(
     workload.prepare(model, observer)
     if warm_up:
         with torch.no_grad(), autocast(recipe, tokens.device):
-            model(input_ids=tokens[:, :WARM_UP_TOKENS], use_cache=False)
+            model(input_ids=random_tokens(job, WARM_UP_TOKENS), use_cache=False)
     workload.run(model, tokens, observer)
+    if isinstance(workload, Paged):
+        job.details.update(page_details(workload, model))
 
 
 def random_tokens(job: Job, length: int) -> torch.Tensor:

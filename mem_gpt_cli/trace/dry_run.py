@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
+from typing import Any
 
 from mem_gpt_cli.devices.card import Card
 from mem_gpt_cli.errors import MemgptError, UnsupportedError
@@ -25,6 +26,7 @@ from mem_gpt_cli.trace.depth import (
 from mem_gpt_cli.trace.routing import QUESTIONS, SCENARIOS, Scenario
 from mem_gpt_cli.trace.run import FakeRun, fake_run
 from mem_gpt_cli.trace.why_not import why_not
+from mem_gpt_cli.workload import Paged
 from mem_gpt_cli.workload.build import build_on_meta
 
 EVERY_STEP_ON_A_CARD = 16
@@ -48,6 +50,8 @@ class DryRun:
     asked: bool = False
     bounds: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    paged: Paged | None = None
+    details: dict[str, Any] = field(default_factory=dict)
 
     def highest(self, phase: str) -> list[tuple[Place, Height]]:
         """The places of a phase, the highest first, each operator in each module once."""
@@ -142,6 +146,7 @@ class DryRunner:
             unasked_kernels=run.unasked_kernels,
             certain=certain_places(run),
             asked=bool(run.routing and run.routing.asked_in),
+            paged=run.paged,
         )
 
     def _shallow(self, plan: DepthPlan, scenario: Scenario | None) -> DryRun:
@@ -156,6 +161,7 @@ class DryRunner:
             unasked_kernels=runs[1].unasked_kernels,
             certain=certain_places(runs[0], plan, plan.shallow),
             asked=any(run.routing and run.routing.asked_in for run in runs),
+            paged=runs[1].paged,
         )
 
     @property

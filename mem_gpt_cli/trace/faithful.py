@@ -136,6 +136,24 @@ def _normal_cdf(x: float) -> float:
 
 
 @contextmanager
+def unknown_tokens() -> Iterator[None]:
+    """Continuous batching reads the tokens that were picked; a dry run has none to read."""
+    from transformers.generation.continuous_batching import input_outputs
+
+    with mock.patch.object(input_outputs.ContinuousBatchingIOs, "prepare_batch_update", _picked):
+        yield
+
+
+def _picked(inputs: Any) -> tuple[Any, list[int], None]:
+    """``ContinuousBatchingIOs.prepare_batch_update`` with zeros for the tokens that were picked.
+
+    Which tokens they are changes nothing: requests go on to their length, and what they share are pages of
+    prompts, whose tokens the host has.
+    """
+    return inputs.requests_in_batch, [0] * inputs.num_request_in_batch, None
+
+
+@contextmanager
 def like_the_real_run() -> Iterator[None]:
     """Patch the questions that transformers asks about tracing and about data that a trace lacks."""
     from transformers import masking_utils

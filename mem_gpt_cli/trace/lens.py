@@ -22,6 +22,7 @@ from mem_gpt_cli.report.timeline import check, write
 from mem_gpt_cli.trace.depth import Height, Place, plan_depth
 from mem_gpt_cli.trace.dry_run import DryRun, DryRunner
 from mem_gpt_cli.trace.events import write_events
+from mem_gpt_cli.workload import page_details
 from mem_gpt_cli.workload.build import build_on_meta
 from mem_gpt_cli.workload.threads import intra_op_threads
 
@@ -64,6 +65,8 @@ def trace(
         write_events(dry.log, events, as_run(recipe))
     if timeline is not None and dry.curves is not None:
         write(timeline_of(dry.curves, run_title(source.name, recipe, "traced")), timeline)
+    if dry.paged is not None:
+        dry.details.update(page_details(dry.paged, whole))
     verdict = None
     if card and dry.replayed:
         ending = dry.replayed.within(card.capacity(recipe), card)
@@ -103,6 +106,7 @@ def report(
             "operators": {name: _operators(dry, places) for name, places in ranked.items() if places},
             "layers_run": layers,
             "threads": torch.get_num_threads(),
+            **dry.details,
             **(verdict.details if verdict else {}),
         },
     )

@@ -17,10 +17,10 @@ from mem_gpt_cli.recipe.schema import Recipe
 from mem_gpt_cli.trace.cuda.births import BIRTHS
 from mem_gpt_cli.trace.cuda.buffers import CudaKernels
 from mem_gpt_cli.trace.cuda.steering import like_cuda
-from mem_gpt_cli.trace.faithful import like_the_real_run
+from mem_gpt_cli.trace.faithful import like_the_real_run, unknown_tokens
 from mem_gpt_cli.trace.kernels import CpuKernels
 from mem_gpt_cli.trace.routing import Routing, Scenario, routing
-from mem_gpt_cli.workload import Inference, workload_of
+from mem_gpt_cli.workload import Inference, Paged, workload_of
 
 RECORDED_STEPS = 1
 """Decode steps recorded at either end of a shortened generation."""
@@ -30,11 +30,14 @@ RECORDED_STEPS = 1
 class FakeRun:
     """What a fake run leaves: its events, how many kernels were too large to ask for their scratch, and
     who asked about data.
+
+    ``paged`` is the workload where it kept count of pages.
     """
 
     log: EventLog
     unasked_kernels: int
     routing: Routing | None = None
+    paged: Paged | None = None
 
 
 def fake_run(
@@ -69,6 +72,8 @@ def fake_run(
                 oracle = stack.enter_context(routing(scenario, ledger.modules.current))
             if gpu is not None:
                 stack.enter_context(like_cuda(gpu, ledger))
+            if isinstance(workload, Paged):
+                stack.enter_context(unknown_tokens())
             stack.enter_context(ledger)
             with ledger.phase("load"):
                 materialise(model, torch.device("cpu"))
@@ -81,7 +86,8 @@ def fake_run(
             else:
                 workload.run(model, tokens, ledger)
     cpu.probe.answer(ledger.log)
-    return FakeRun(ledger.log, cpu.probe.too_large, oracle)
+    paged = workload if isinstance(workload, Paged) else None
+    return FakeRun(ledger.log, cpu.probe.too_large, oracle, paged)
 
 
 def ends_only(workload: Inference, model: torch.nn.Module, tokens: torch.Tensor, ledger: Ledger) -> None:
