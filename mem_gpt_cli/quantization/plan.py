@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from mem_gpt_cli.recipe.methods import Method, method
 from mem_gpt_cli.recipe.schema import Recipe
@@ -16,22 +16,25 @@ Role = Literal["linear", "embedding", "head"]
 _WORDS: dict[str, Role] = {"embeddings": "embedding", "head": "head"}
 
 
+class Override(NamedTuple):
+    """How what a pattern matches is stored: as a linear layer's matrix, and as an embedding."""
+
+    pattern: str
+    linear: Method | None
+    embedding: Method | None
+
+
 @dataclass(frozen=True)
 class Plan:
-    """``layers`` is how the layers' matrices are stored; ``overrides`` are patterns to methods, in order."""
+    """``layers`` is how the layers' matrices are stored; of ``overrides`` the last that matches counts."""
 
     layers: Method | None
-    overrides: tuple[tuple[str, Method | None], ...] = ()
+    overrides: tuple[Override, ...] = ()
 
     @property
     def quantizes(self) -> bool:
         """Whether anything at all may be quantized."""
-        return any(self.methods())
-
-    def methods(self) -> Iterator[Method | None]:
-        """Every method that occurs, the layers' first."""
-        yield self.layers
-        yield from (each for _, each in self.overrides)
+        return self.layers is not None or any(override.linear for override in self.overrides)
 
     def method(self, path: str, role: Role) -> Method | None:
         """How the matrix of one module is stored; ``None`` keeps it in full.
@@ -48,26 +51,30 @@ class Plan:
 
         It is one tensor, so what matches any of its names counts for all of them.
         """
-        found = self.layers if all(role == "linear" for _, role in modules) else None
-        for pattern, override in self.overrides:
-            if any(_matches(pattern, path, role) for path, role in modules):
-                found = override
+        roles = {role for _, role in modules}
+        found = self.layers if roles == {"linear"} else None
+        for override in self.overrides:
+            if any(_matches(override.pattern, path, role) for path, role in modules):
+                found = override.embedding if "embedding" in roles else override.linear
         return found
 
     def unmatched(self, modules: Iterable[tuple[str, Role]]) -> tuple[str, ...]:
         """The patterns that match none of a model's modules: a misspelt one would change nothing."""
         every = tuple(modules)
         return tuple(
-            pattern
-            for pattern, _ in self.overrides
-            if not any(_matches(pattern, path, role) for path, role in every)
+            override.pattern
+            for override in self.overrides
+            if not any(_matches(override.pattern, path, role) for path, role in every)
         )
 
 
 def plan_of(recipe: Recipe) -> Plan:
     """The recipe's quantization with every default filled in."""
     section = recipe.quantization
-    overrides = tuple((name, method(section, override)) for name, override in section.overrides.items())
+    overrides = tuple(
+        Override(pattern, method(section, override), method(section, override, embedding=True))
+        for pattern, override in section.overrides.items()
+    )
     return Plan(method(section), overrides)
 
 

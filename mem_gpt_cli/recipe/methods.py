@@ -64,17 +64,24 @@ ABILITIES: Mapping[tuple[Backend, Scheme], Ability] = {
 """In the order in which ``auto`` looks for one that can do what is asked."""
 
 
-def method(section: Quantization, override: QuantizationOverride | None = None) -> Method | None:
+EMBEDDINGS: tuple[Backend, ...] = ("native",)
+"""Who stores embeddings: bitsandbytes' cannot share their matrix with a head, torchao's are linear layers."""
+
+
+def method(
+    section: Quantization, override: QuantizationOverride | None = None, *, embedding: bool = False
+) -> Method | None:
     """What the section, or an override of it, asks for; ``None`` keeps the weights in full.
 
     What an override leaves out is as in the section, as far as its scheme knows it: the section's backend,
-    mapping, group size and double quantization do not follow to a scheme that has no such thing. A
-    combination that no backend knows is answered all the same (``refusals.quantization`` refuses it).
+    mapping, group size and double quantization do not follow to a scheme that has no such thing, nor its
+    backend to an ``embedding`` that it cannot store. A combination that no backend knows is answered all the
+    same (``refusals.quantization`` refuses it).
     """
-    wanted = _wanted(section, override)
+    wanted = _wanted(section, override, embedding=embedding)
     if wanted["scheme"] == "none":
         return None
-    backend = _backend(wanted)
+    backend = _backend(wanted, embedding=embedding)
     ability = ABILITIES.get((backend, wanted["scheme"]), Ability(("symmetric",), None, None))
     double_quant = wanted["double_quant"]
     return Method(
@@ -86,19 +93,25 @@ def method(section: Quantization, override: QuantizationOverride | None = None) 
     )
 
 
-def abilities(scheme: Any) -> dict[Backend, Ability]:
+def abilities(scheme: Any, *, embedding: bool = False) -> dict[Backend, Ability]:
     """The backends that know the scheme, in the order of ``auto``."""
-    return {backend: ability for (backend, known), ability in ABILITIES.items() if known == scheme}
+    return {
+        backend: ability
+        for (backend, known), ability in ABILITIES.items()
+        if known == scheme and (not embedding or backend in EMBEDDINGS)
+    }
 
 
-def _wanted(section: Quantization, override: QuantizationOverride | None) -> dict[str, Any]:
+def _wanted(
+    section: Quantization, override: QuantizationOverride | None, *, embedding: bool
+) -> dict[str, Any]:
     """The keys of the override, then those of the section that the override's scheme knows."""
     keys = tuple(QuantizationOverride.model_fields)
     if override is None:
         return {key: getattr(section, key) for key in keys}
     wanted = {key: getattr(override, key) for key in keys}
     wanted["scheme"] = wanted["scheme"] or section.scheme
-    able = abilities(wanted["scheme"])
+    able = abilities(wanted["scheme"], embedding=embedding)
     if wanted["backend"] is None:
         wanted["backend"] = section.backend if section.backend in able else "auto"
     if wanted["backend"] in able:
@@ -112,12 +125,12 @@ def _wanted(section: Quantization, override: QuantizationOverride | None) -> dic
     return wanted
 
 
-def _backend(wanted: Mapping[str, Any]) -> Backend:
+def _backend(wanted: Mapping[str, Any], *, embedding: bool) -> Backend:
     """The backend that is named, or the first that can do all that is asked, else the scheme's first."""
     if wanted["backend"] != "auto":
         named: Backend = wanted["backend"]
         return named
-    able = abilities(wanted["scheme"])
+    able = abilities(wanted["scheme"], embedding=embedding) or abilities(wanted["scheme"])
     for backend, ability in able.items():
         fits = wanted["mapping"] is None or wanted["mapping"] in ability.mappings
         if fits and ability.takes(wanted["group_size"]):

@@ -158,8 +158,8 @@ class Quantization(Section):
     )
     group_size: Positive | None = Field(
         default=None,
-        description="Weights that share a scale; null: 64 for nf4, fp4 and int4 (128 of torchao's), a row for "
-        "int8.",
+        description="Weights that share a scale; null: 64 for nf4, fp4 and int4 (torchao's: 128), a row "
+        "for int8.",
     )
     double_quant: bool | None = Field(
         default=None, description="nf4 and fp4: quantize the scales too; null: yes."

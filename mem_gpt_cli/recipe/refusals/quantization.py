@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import get_args
 
 from mem_gpt_cli.recipe.document import KeyPath
@@ -24,7 +24,10 @@ def refusals(recipe: Recipe, lens: Lens) -> Iterator[Refusal]:  # noqa: ARG001
         yield from _in_training(section)
         return
     own = method(section)
-    overridden = {pattern: method(section, override) for pattern, override in section.overrides.items()}
+    overridden = {
+        pattern: method(section, override, embedding=pattern == "embeddings")
+        for pattern, override in section.overrides.items()
+    }
     if own is not None:
         yield from _impossible(_SECTION, section, own, recipe)
     elif not any(overridden.values()):
@@ -33,7 +36,7 @@ def refusals(recipe: Recipe, lens: Lens) -> Iterator[Refusal]:  # noqa: ARG001
         path = (*_SECTION, "overrides", pattern)
         found = overridden[pattern]
         if found is not None:
-            yield from _impossible(path, override, found, recipe)
+            yield from _impossible(path, override, found, recipe, embedding=pattern == "embeddings")
         elif override.scheme == "none":
             yield from _ignored(path, override, "scheme none keeps these weights in full: leave it out")
         else:
@@ -64,20 +67,17 @@ def _ignored(path: KeyPath, keys: _Keys, reason: str) -> Iterator[Refusal]:
             yield (*path, name), f"changes nothing, because {reason}"
 
 
-def _impossible(path: KeyPath, keys: _Keys, found: Method, recipe: Recipe) -> Iterator[Refusal]:
+def _impossible(
+    path: KeyPath, keys: _Keys, found: Method, recipe: Recipe, *, embedding: bool = False
+) -> Iterator[Refusal]:
     """What the backend cannot do with the scheme; ``keys`` are those written here, ``found`` what they mean.
 
     A key that the section hands on to an override is refused in the section alone: ``method`` leaves behind
     what the override's scheme does not know.
     """
-    able = abilities(found.scheme)
+    able = abilities(found.scheme, embedding=embedding)
     if found.backend not in able:
-        known = ", ".join(each for each in get_args(Quantized) if found.backend in abilities(each))
-        place = "scheme" if keys.backend in (None, "auto") else "backend"
-        yield (
-            (*path, place),
-            f"{found.backend} has no {found.scheme} (it has {known}): choose {_or(able)}, or auto",
-        )
+        yield (*path, "scheme" if keys.backend in (None, "auto") else "backend"), _no_backend(found, able)
         return
     ability = able[found.backend]
     if keys.mapping is not None and found.mapping not in ability.mappings:
@@ -91,6 +91,17 @@ def _impossible(path: KeyPath, keys: _Keys, found: Method, recipe: Recipe) -> It
         )
     if found.backend == "torchao" and found.scheme == "int4" and recipe.device.type != "cpu":
         yield (*path, "backend"), "torchao's int4 kernel is the CPU's alone: choose native, or device: cpu"
+
+
+def _no_backend(found: Method, able: _Able) -> str:
+    """Why a backend does not have the scheme, and who does."""
+    schemes: Sequence[Quantized] = get_args(Quantized)
+    if found.backend in abilities(found.scheme):
+        stored = " and ".join(each for each in schemes if abilities(each, embedding=True))
+        return f"embeddings are stored in {stored} by native alone, not by {found.backend} in {found.scheme}"
+    known = ", ".join(each for each in schemes if found.backend in abilities(each))
+    choice = f"choose {_or(able)}, or auto" if able else "choose one of those"
+    return f"{found.backend} has no {found.scheme} (it has {known}): {choice}"
 
 
 def _wrong_mapping(found: Method, able: _Able) -> str:
