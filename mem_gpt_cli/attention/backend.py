@@ -10,6 +10,8 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mem_gpt_cli.attention.cost import NO_FLASH
+from mem_gpt_cli.attention.lsh_interface import register
+from mem_gpt_cli.attention.plan import Lsh
 from mem_gpt_cli.errors import UnsupportedError
 from mem_gpt_cli.recipe.schema import Recipe
 
@@ -44,8 +46,23 @@ def attention_kernels(recipe: Recipe) -> Iterator[None]:
 
 
 def implementation(recipe: Recipe) -> str:
-    """transformers' name of the recipe's attention."""
+    """transformers' name of the recipe's attention; our own is registered there under its name."""
+    if recipe.attention.backend == "lsh":
+        return register(Lsh.of(recipe.attention))
     return IMPLEMENTATION[recipe.attention.backend]
+
+
+def check_attention(model: torch.nn.Module, recipe: Recipe) -> None:
+    """Refuse a model whose code calls an attention of its own, whatever is registered.
+
+    Raises:
+        UnsupportedError: for such a model where the recipe wants memgpt's attention.
+    """
+    if recipe.attention.backend == "lsh" and not getattr(model, "_supports_attention_backend", False):
+        raise UnsupportedError(
+            f"attention.backend: {type(model).__name__} in transformers takes no attention but its own, so "
+            "lsh cannot run: choose eager"
+        )
 
 
 def attention_note(model: torch.nn.Module, recipe: Recipe) -> tuple[str, ...]:

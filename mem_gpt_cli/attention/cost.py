@@ -12,6 +12,11 @@ NO_FLASH = (
 )
 """Why a recipe that allows flash alone is refused."""
 FLASH_CAPABILITY = (8, 0)
+LSH_NO_DROPOUT = (
+    "attention.backend: lsh knows no dropout of attention weights: set it to 0 in model.config (attn_pdrop "
+    "for GPT-2, attention_dropout for most others), or model.dropout=0, or choose sdpa"
+)
+"""Why a training that drops attention weights out is refused."""
 
 BOOL = 1
 
