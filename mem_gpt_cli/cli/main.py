@@ -19,6 +19,7 @@ from mem_gpt_cli.errors import MemgptError, RecipeErrors
 SUBCOMMANDS: Mapping[str, str] = {
     "estimate": "mem_gpt_cli.cli.estimate:estimate",
     "profile": "mem_gpt_cli.cli.profile:profile",
+    "generate": "mem_gpt_cli.cli.generate:generate",
     "bench": "mem_gpt_cli.cli.bench:bench",
     "models": "mem_gpt_cli.cli.models:models",
     "recipes": "mem_gpt_cli.cli.recipes:app",

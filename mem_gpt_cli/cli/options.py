@@ -5,15 +5,18 @@ A command takes a ``Request`` first and is decorated with ``takes_recipe``, whic
     @takes_recipe
     def estimate(request: Request, trace: Annotated[bool, typer.Option("--trace")] = False) -> None:
         recipe = request.recipe()
+
+A command that reads keys which the others do not may give them flags too: ``takes_recipe(flags={...})``.
 """
 
 from __future__ import annotations
 
 import functools
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, get_args, get_origin, overload
 
 import typer
 from pydantic import BeforeValidator
@@ -70,8 +73,31 @@ class Request(NamedTuple):
         return load_recipe(self.source, overrides=self.overrides, flags=self.flags)
 
 
-def takes_recipe(command: Callable[..., None]) -> Callable[..., None]:
-    """Put the shared flags where ``command`` takes a ``Request``, its first parameter."""
+Command = Callable[..., None]
+NO_FLAGS: Mapping[str, str] = {}
+
+
+@overload
+def takes_recipe(command: Command) -> Command: ...
+
+
+@overload
+def takes_recipe(*, flags: Mapping[str, str]) -> Callable[[Command], Command]: ...
+
+
+def takes_recipe(command: Command | None = None, *, flags: Mapping[str, str] = NO_FLAGS) -> Any:
+    """Put the shared flags where a command takes a ``Request``, its first parameter.
+
+    Args:
+        command: the command, where the decorator is written without arguments.
+        flags: more flags, of this command alone, and the recipe keys that they set.
+    """
+    if command is None:
+        return lambda command: _taking(command, {**FLAGS, **flags})
+    return _taking(command, FLAGS)
+
+
+def _taking(command: Command, flags: Mapping[str, str]) -> Command:
     signature = inspect.signature(command, eval_str=True)
     own = [
         parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
@@ -80,27 +106,27 @@ def takes_recipe(command: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(command)
     def run(**given: Any) -> None:
-        shared = {parameter.name: given.pop(parameter.name) for parameter in _shared()}
+        values = {key: given.pop(_name(flag)) for flag, key in flags.items()}
+        rest = {parameter.name: given.pop(parameter.name) for parameter in _around()}
         with_collector()
-        command(_request(**shared), **given)
+        command(_request(values, **rest), **given)
 
     del run.__wrapped__  # its annotations would be read in place of the signature's
     run.__annotations__ = {}
-    run.__signature__ = signature.replace(parameters=[*_shared(), *own])  # type: ignore[attr-defined]
+    run.__signature__ = signature.replace(parameters=[*_shared(flags), *own])  # type: ignore[attr-defined]
     return run
 
 
 def _request(
+    values: Mapping[str, str | None],
     recipe: str | None,
     recipe_file: str | None,
     set_: list[str] | None,
     json: bool,
     csv: Path | None,
-    **flags: Any,
 ) -> Request:
     if recipe and recipe_file:
         raise UsageError(f"two recipes are given, {recipe!r} and --recipe {recipe_file!r}: leave one out")
-    values = {key: flags[_name(flag)] for flag, key in FLAGS.items()}
     return Request(
         source=recipe or recipe_file,
         overrides=tuple(set_ or ()),
@@ -110,8 +136,16 @@ def _request(
     )
 
 
+def _shared(flags: Mapping[str, str]) -> list[inspect.Parameter]:
+    """All flags in the order of the help: the recipe, its keys, and how to answer."""
+    recipe, recipe_file, *answer = _around()
+    keys = [_parameter(_name(flag), str, _key_option(flag, key)) for flag, key in flags.items()]
+    return [recipe, recipe_file, *keys, *answer]
+
+
 @functools.cache
-def _shared() -> tuple[inspect.Parameter, ...]:
+def _around() -> tuple[inspect.Parameter, ...]:
+    """The flags that stand for no key."""
     return (
         _parameter(
             "recipe",
@@ -119,7 +153,6 @@ def _shared() -> tuple[inspect.Parameter, ...]:
             typer.Argument(help="A recipe file, or the name of a shipped recipe.", metavar="RECIPE"),
         ),
         _parameter("recipe_file", str, _option("--recipe", "The same as a flag.", "FILE")),
-        *(_parameter(_name(flag), str, _key_option(flag, key)) for flag, key in FLAGS.items()),
         _parameter(
             "set_",
             list[str],
@@ -139,7 +172,7 @@ def _key_option(flag: str, key: str) -> Any:
     """
     field = _field(key)
     choices, text = _choices(field), field.description or ""
-    metavar = "N" if _is_count(field) else "TEXT"
+    metavar = "N" if _is_count(field) else "X" if _is_real(field) else "TEXT"
     if choices and len("|".join(choices)) > _LONGEST_METAVAR:
         metavar, text = "NAME", f"One of {', '.join(choices)}. {text}"
     elif choices:
@@ -172,9 +205,20 @@ def _is_count(field: FieldInfo) -> bool:
     return int in layers and not any(isinstance(layer, BeforeValidator) for layer in layers)
 
 
-def _value(key: str, text: str) -> str | int:
+def _is_real(field: FieldInfo) -> bool:
+    return float in _layers(field)
+
+
+def _value(key: str, text: str) -> str | int | float:
     """The number where the key is one and the text is too; else the text, which the recipe may refuse."""
-    return int(text) if _is_count(_field(key)) and text.removeprefix("-").isdecimal() else text
+    field = _field(key)
+    if _is_count(field) and text.removeprefix("-").isdecimal():
+        return int(text)
+    try:
+        number = float(text) if _is_real(field) else math.nan
+    except ValueError:
+        return text
+    return number if math.isfinite(number) else text
 
 
 def _option(name: str, text: str, metavar: str, **more: Any) -> Any:

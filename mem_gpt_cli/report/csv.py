@@ -7,16 +7,15 @@ Columns are only ever added at the end: a reader that knows the first ones goes 
 from __future__ import annotations
 
 import csv
-import fcntl
 import io
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mem_gpt_cli.errors import UsageError
+from mem_gpt_cli.report.durable import locked, whole_length, write
 from mem_gpt_cli.report.model import COMPONENTS, PHASES, SCHEMA_VERSION, MemoryReport
 
 _PHASE_NAMES = tuple(dict.fromkeys(name for names in PHASES.values() for name in names))
@@ -133,9 +132,9 @@ def append_row(path: Path, columns: Sequence[str], row: Mapping[str, Any]) -> No
         raise ValueError(f"not columns of {path}: {sorted(unknown)}")
     line = _line([_cell(row.get(column)) for column in columns])
     try:
-        with _locked(path) as file:
+        with locked(path) as file:
             header = _line(columns)
-            _write(file, line if _mended_length(file, path, header) else header + line)
+            write(file, line if _mended_length(file, path, header) else header + line)
     except OSError as error:
         raise UsageError(f"cannot append to {path}: {error.strerror}") from error
 
@@ -154,17 +153,6 @@ def read_rows(path: Path) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(whole, newline="")))
 
 
-@contextmanager
-def _locked(path: Path) -> Iterator[int]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX)  # closing the file gives it back, also when the process dies
-        yield file
-    finally:
-        os.close(file)
-
-
 def _mended_length(file: int, path: Path, header: bytes) -> int:
     """Length of the file in bytes after a torn last line has been taken away; 0 for one to begin."""
     size = os.fstat(file).st_size
@@ -173,7 +161,7 @@ def _mended_length(file: int, path: Path, header: bytes) -> int:
     if torn_header:
         whole = 0
     elif found == header:
-        whole = _last_newline(file, size) + 1
+        whole = whole_length(file, size)
     else:
         raise UsageError(
             f"{path} has other columns than this command writes: "
@@ -182,23 +170,6 @@ def _mended_length(file: int, path: Path, header: bytes) -> int:
     if whole < size:
         os.ftruncate(file, whole)
     return whole
-
-
-def _last_newline(file: int, size: int, block: int = 65536) -> int:
-    end = size
-    while end > 0:
-        start = max(0, end - block)
-        at = os.pread(file, end - start, start).rfind(b"\n")
-        if at >= 0:
-            return start + at
-        end = start
-    return -1
-
-
-def _write(file: int, data: bytes) -> None:
-    while data:
-        data = data[os.write(file, data) :]
-    os.fsync(file)
 
 
 def _line(cells: Sequence[str]) -> bytes:
