@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 
-from mem_gpt_cli.attention.backend import implementation
+from mem_gpt_cli.attention.backend import check_attention, implementation
+from mem_gpt_cli.attention.kv_heads import converted_weights
 from mem_gpt_cli.checkpointing.enable import enable_checkpointing
 from mem_gpt_cli.kv_cache.windowed_masks import give_window
 from mem_gpt_cli.model import ModelSource
-from mem_gpt_cli.model.build import initialise, materialise, plain_on_meta
-from mem_gpt_cli.model.weights import load_weights, wants_real_weights
+from mem_gpt_cli.model.build import plain_on_meta
+from mem_gpt_cli.model.weights import StoredWeights, saved_quantization, wants_real_weights
+from mem_gpt_cli.quantization.modules import replace_on_meta
 from mem_gpt_cli.recipe.schema import Recipe
+from mem_gpt_cli.workload.load import Loading, Watch
 
 
 def build_on_meta(source: ModelSource, recipe: Recipe, layers: int | None = None) -> torch.nn.Module:
@@ -22,8 +27,10 @@ def build_on_meta(source: ModelSource, recipe: Recipe, layers: int | None = None
         layers: build that many layers instead of all.
     """
     model = plain_on_meta(source, recipe, implementation(recipe), layers)
+    check_attention(model, recipe)
     enable_checkpointing(model, recipe)
     give_window(model, source, recipe)
+    replace_on_meta(model, recipe)
     return model
 
 
@@ -32,10 +39,35 @@ def build(source: ModelSource, recipe: Recipe, device: torch.device | None = Non
 
     Under ``FakeTensorMode`` this is the same code, and no byte is taken.
     """
-    device = device or torch.device(recipe.device.name)
     model = build_on_meta(source, recipe)
-    materialise(model, device)
-    initialise(model)
-    if wants_real_weights(source, recipe):
-        load_weights(model, source)
+    load_model(model, source, recipe, device or torch.device(recipe.device.name))
     return model
+
+
+def load_model(
+    model: torch.nn.Module,
+    source: ModelSource,
+    recipe: Recipe,
+    device: torch.device,
+    *,
+    real: bool = True,
+    watch: Watch = lambda _: nullcontext(),
+) -> None:
+    """Give a model of ``build_on_meta`` its memory and values.
+
+    Args:
+        model: the model.
+        source: which model, as for ``build_on_meta``.
+        recipe: its options.
+        device: where the memory is taken.
+        real: read real weights where there are some; else only their memory is taken.
+        watch: entered with the path of each module whose matrix is being quantized.
+
+    Raises:
+        EnvironmentUnavailableError: for weights that cannot be read, or are not this model's.
+    """
+    wanted = wants_real_weights(source, recipe)
+    saved = wanted and saved_quantization(source) is not None
+    convert = converted_weights(source, recipe) if wanted else None
+    loading = Loading(model, device, saved=saved, watch=watch)
+    loading.run((lambda plain: StoredWeights(plain, source, convert)) if wanted and real else None)
