@@ -145,7 +145,8 @@ def test_the_csv_adds_up_and_runs_forward(measured: tuple[MemoryReport, list[dic
 
 def test_a_trace_is_drawn_over_its_events(tmp_path: Path) -> None:
     recipe = small_recipe(LLAMA, "inference")
-    log = fake_run(build_on_meta(resolve(recipe.model), recipe), recipe, every_step=True).log
+    source = resolve(recipe.model)
+    log = fake_run(build_on_meta(source, recipe), source, recipe, every_step=True).log
     timeline = timeline_of(log.curves(), "a trace")
     assert timeline.axis == "events"
     assert [(stretch.phase, stretch.steps) for stretch in timeline.stretches] == [

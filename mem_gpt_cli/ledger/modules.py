@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -53,6 +55,15 @@ class ModulePath:
                 self._forward[torch._C._autograd._get_sequence_nr() - 1] = path
             return path
         return "" if node is None else self._forward.get(node._sequence_nr(), "")
+
+    @contextmanager
+    def inside(self, path: str) -> Iterator[None]:
+        """What happens inside belongs to the module of that path, though no forward of it runs."""
+        self._stack.append(path)
+        try:
+            yield
+        finally:
+            self._stack.pop()
 
     def _push(self, module: torch.nn.Module, _: Any) -> None:
         path = self._paths.get(id(module))

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import copy
 import re
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from typing import Any
+from unittest import mock
 
 import torch
 
@@ -128,20 +131,23 @@ def decoder_class(source: ModelSource, config: Any) -> Any:
     )
 
 
-def materialise(model: torch.nn.Module, device: torch.device) -> None:
+def materialise(model: torch.nn.Module, device: torch.device, but: Collection[int] = ()) -> None:
     """Give every parameter and buffer memory of its own; tied ones stay tied.
 
     ``Module.to_empty`` would untie them, because it makes a new tensor for each name.
+
+    Args:
+        model: the model on ``meta``.
+        device: where the memory is taken.
+        but: the ``id`` of each tensor that stays as it is.
     """
     memo: dict[int, torch.Tensor] = {}
 
     def real(tensor: torch.Tensor) -> torch.Tensor:
+        if id(tensor) in but:
+            return tensor
         if id(tensor) not in memo:
-            empty = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
-            if isinstance(tensor, torch.nn.Parameter):
-                empty = torch.nn.Parameter(empty, requires_grad=tensor.requires_grad)
-                empty.__dict__.update(tensor.__dict__)
-            memo[id(tensor)] = empty
+            memo[id(tensor)] = empty_like_on(tensor, device)
         return memo[id(tensor)]
 
     for module in model.modules():
@@ -151,11 +157,71 @@ def materialise(model: torch.nn.Module, device: torch.device) -> None:
                     table[name] = real(tensor)  # type: ignore[assignment]
 
 
-def initialise(model: torch.nn.Module) -> None:
-    """Fill weights and buffers as transformers initialises them, in place."""
+def empty_like_on(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Memory for a tensor of another device, a parameter where that is one."""
+    empty = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
+    if isinstance(tensor, torch.nn.Parameter):
+        empty = torch.nn.Parameter(empty, requires_grad=tensor.requires_grad)
+        empty.__dict__.update(tensor.__dict__)
+    return empty
+
+
+Turn = Callable[[torch.nn.Module], None]
+
+
+def initialise(model: torch.nn.Module, before: Turn | None = None, after: Turn | None = None) -> None:
+    """Fill weights and buffers as transformers initialises them, in place.
+
+    Args:
+        model: the model; what of it has no memory is left alone.
+        before: called with each module before its turn.
+        after: called with each module after its turn; children have theirs before their parents.
+    """
     for module in model.modules():
         module.__dict__.pop("_is_hf_initialized", None)
-    model.initialize_weights()  # type: ignore[operator]
+    with _turns(before, after):
+        model.initialize_weights()  # type: ignore[operator]
+
+
+def last_turns(model: torch.nn.Module) -> dict[int, torch.nn.Module]:
+    """By the ``id`` of each weight the module at whose turn it is filled last; ``model`` is on ``meta``.
+
+    Mostly that is the module that holds the weight; GPT-2's blocks fill some of their children's again.
+    """
+    from transformers import initialization
+
+    found: dict[int, torch.nn.Module] = {}
+    now: list[torch.nn.Module] = []
+
+    def note(tensor: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+        found[id(tensor)] = now[-1]
+        return tensor
+
+    with mock.patch.dict(
+        initialization.TORCH_INIT_FUNCTIONS, dict.fromkeys(initialization.TORCH_INIT_FUNCTIONS, note)
+    ):
+        initialise(model, before=now.append)
+    return found
+
+
+@contextmanager
+def _turns(before: Turn | None, after: Turn | None) -> Iterator[None]:
+    from transformers import PreTrainedModel
+
+    own = PreTrainedModel._initialize_weights
+
+    def turn(model: Any, module: torch.nn.Module, *args: Any) -> None:
+        if before is not None:
+            before(module)
+        own(model, module, *args)
+        if after is not None:
+            after(module)
+
+    if before is None and after is None:
+        yield
+        return
+    with mock.patch.object(PreTrainedModel, "_initialize_weights", turn):
+        yield
 
 
 def _first_line(error: BaseException) -> str:

@@ -27,12 +27,15 @@ def logits_width(model: torch.nn.Module) -> int | None:
     return None if head is None else int(head.weight.shape[0])
 
 
-def summarise(source: ModelSource, model: torch.nn.Module) -> ModelSummary:
-    """The model's name and size; tied weights count once."""
+def summarise(source: ModelSource, model: torch.nn.Module, parameters: int | None = None) -> ModelSummary:
+    """The model's name and size; tied weights count once.
+
+    ``parameters`` is their number where options have replaced some of the model's own.
+    """
     return ModelSummary(
         name=source.name,
         architecture=str(source.config.get("model_type")),
-        parameters=sum(p.numel() for p in model.parameters()),
+        parameters=sum(p.numel() for p in model.parameters()) if parameters is None else parameters,
         layers=getattr(decoder_config(model), "num_hidden_layers", None),
         source=source.source,
     )

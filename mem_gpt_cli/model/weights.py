@@ -1,9 +1,9 @@
-"""Real weights for a model that has its memory already: safetensors, GGUF, or whatever transformers reads."""
+"""Real weights for a model: safetensors, GGUF, or whatever transformers reads."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,8 @@ from mem_gpt_cli.recipe.schema import Recipe
 
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
+QUANTIZATION_KEY = "memgpt_quantization"
+"""The key of a saved config that says how its weights are quantized."""
 
 
 def wants_real_weights(source: ModelSource, recipe: Recipe) -> bool:
@@ -25,27 +27,98 @@ def wants_real_weights(source: ModelSource, recipe: Recipe) -> bool:
     return recipe.model.weights == "auto" and source.weights_are_local
 
 
-@torch.no_grad()
-def load_weights(model: torch.nn.Module, source: ModelSource) -> None:
-    """Copy the stored weights into the model's own tensors, converting their dtype on the way.
+Convert = Callable[[str, torch.Tensor], Iterable[tuple[str, torch.Tensor]]]
+"""One stored tensor by its name to those that the model has instead."""
 
-    The model keeps the memory that it has: a memory-mapped file is read, never held. Where the names in the
-    file are those of the model, no further tensor is made; else transformers' loader translates them, and
-    its tensors live until they are copied.
+
+class StoredWeights:
+    """The weights beside a model's config, by the names that the model has for them.
+
+    A memory-mapped file is read, never held. Where the names in the file are those of the model, no further
+    tensor is made; else transformers' loader translates them, and its tensors live until they are taken.
+
+    Args:
+        model: the model whose names count, before anything in it is replaced.
+        source: where the weights are.
+        convert: what to do with each tensor on its way into the model; ``None``: nothing.
 
     Raises:
-        EnvironmentUnavailableError: for a file that does not hold this model's weights.
+        EnvironmentUnavailableError: for a file that cannot be read.
     """
-    own = _own_tensors(model)
+
+    def __init__(self, model: torch.nn.Module, source: ModelSource, convert: Convert | None = None) -> None:
+        self.where = source.where
+        self._convert = convert
+        self._stored = dict(_stored(model, source))
+
+    def take(self, target: torch.Tensor, *names: str) -> None:
+        """Copy the tensor of the first of the names that is stored into ``target``, in its dtype.
+
+        Raises:
+            EnvironmentUnavailableError: where none of them is stored, or in another shape.
+        """
+        name = next((name for name in names if name in self._stored), None)
+        if name is None:
+            raise self._lacking([names[0]])
+        for _, tensor in self._converted(name):
+            self._copy(name, target, tensor)
+
+    @torch.no_grad()
+    def fill(self, model: torch.nn.Module) -> None:
+        """Copy what is left into the model's own tensors.
+
+        Raises:
+            EnvironmentUnavailableError: where a tensor of the model's is not stored, or in another shape.
+        """
+        own = _own_tensors(model)
+        filled: set[int] = set()
+        for stored in list(self._stored):
+            for name, tensor in self._converted(stored):
+                if name in own:
+                    self._copy(name, own[name], tensor)
+                    filled.add(id(own[name]))
+        missing = [name for name, tensor in own.items() if id(tensor) not in filled]
+        if missing:
+            raise self._lacking(missing)
+
+    def _converted(self, name: str) -> Iterable[tuple[str, torch.Tensor]]:
+        tensor = self._stored.pop(name)
+        return [(name, tensor)] if self._convert is None else self._convert(name, tensor)
+
+    def _copy(self, name: str, target: torch.Tensor, tensor: torch.Tensor) -> None:
+        if target.shape != tensor.shape:
+            raise EnvironmentUnavailableError(
+                f"{self.where}: the stored weight {name!r} has the shape {tuple(tensor.shape)}, the config "
+                f"asks for {tuple(target.shape)}: use model.weights=random, or the config the weights "
+                "belong to"
+            )
+        with torch.no_grad():
+            target.copy_(tensor)
+
+    def _lacking(self, names: Sequence[str]) -> EnvironmentUnavailableError:
+        return EnvironmentUnavailableError(
+            f"{self.where}: the weights do not hold {names[0]!r} ({len(names)} such tensors): "
+            "fetch the whole model, or use model.weights=random"
+        )
+
+
+def _stored(model: torch.nn.Module, source: ModelSource) -> Iterator[tuple[str, torch.Tensor]]:
+    """Each stored tensor with its name in the model."""
     if source.gguf_file is not None:
-        _copy(own, _from_gguf(source.gguf_file, model), source.where)
+        yield from _from_gguf(source.gguf_file, model)
         return
     assert source.folder is not None, "weights_are_local without a folder"
     names = _names_in(source.folder)
-    if names and set(_canonical(own)) <= set(names):
-        _copy(own, _from_safetensors(names), source.where)
+    if names and (saved_quantization(source) or set(_canonical(_own_tensors(model))) <= set(names)):
+        yield from _from_safetensors(names)
     else:
-        _copy(own, _from_transformers(source.folder, model), source.where)
+        yield from _from_transformers(source.folder, model)
+
+
+def saved_quantization(source: ModelSource) -> Mapping[str, Any] | None:
+    """How the weights of a saved folder are quantized already, as a recipe's section; ``None``: not."""
+    found = source.config.get(QUANTIZATION_KEY)
+    return found if isinstance(found, Mapping) else None
 
 
 def _own_tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -59,27 +132,6 @@ def _canonical(own: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     for name, tensor in own.items():
         seen.setdefault(id(tensor), name)
     return {name: own[name] for name in seen.values()}
-
-
-def _copy(own: Mapping[str, torch.Tensor], stored: Iterator[tuple[str, torch.Tensor]], where: str) -> None:
-    filled: set[int] = set()
-    for name, tensor in stored:
-        target = own.get(name)
-        if target is None:
-            continue
-        if target.shape != tensor.shape:
-            raise EnvironmentUnavailableError(
-                f"{where}: the stored weight {name!r} has the shape {tuple(tensor.shape)}, the config asks "
-                f"for {tuple(target.shape)}: use model.weights=random, or the config the weights belong to"
-            )
-        target.copy_(tensor)
-        filled.add(id(target))
-    missing = [name for name, tensor in own.items() if id(tensor) not in filled]
-    if missing:
-        raise EnvironmentUnavailableError(
-            f"{where}: the weights do not hold {missing[0]!r} ({len(missing)} such tensors): "
-            "fetch the whole model, or use model.weights=random"
-        )
 
 
 def _names_in(folder: Path) -> dict[str, Path]:

@@ -23,6 +23,7 @@ from mem_gpt_cli.profile.positions import refuse_beyond_positions
 from mem_gpt_cli.profile.progress import Progress, Ticker
 from mem_gpt_cli.profile.run import Job
 from mem_gpt_cli.profile.speed import CleanRun, clean_run
+from mem_gpt_cli.quantization.modules import parameter_count
 from mem_gpt_cli.recipe import as_run, refuse_unavailable
 from mem_gpt_cli.recipe.schema import Recipe
 from mem_gpt_cli.report import PHASES, MemoryReport, Phase
@@ -86,7 +87,7 @@ def prepare(recipe: Recipe) -> Job:
         device,
         vocabulary(meta),
         logits_width(meta),
-        summarise(source, meta),
+        summarise(source, meta, parameter_count(meta)),
         notes=(*source.notes, *attention_note(meta, recipe)),
     )
 

@@ -10,6 +10,7 @@ import torch
 
 from mem_gpt_cli.model import ModelSource
 from mem_gpt_cli.profile.device import Device
+from mem_gpt_cli.quantization.modules import stored_tensors
 from mem_gpt_cli.recipe.schema import Recipe
 from mem_gpt_cli.report import ModelSummary
 from mem_gpt_cli.workload import Inference, Observer, Paged, page_details, workload_of
@@ -67,7 +68,7 @@ def run(
     workload = workload_of(recipe)
     with observer.phase("load"):
         model = build(job.source, recipe, job.device.torch_device)
-        observer.mark("weights", [*model.parameters(), *model.buffers()])
+        observer.mark("weights", stored_tensors(model))
         tokens = random_tokens(job, workload.lengths.prompt)
     if built is not None:
         built(model)

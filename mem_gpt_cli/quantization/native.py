@@ -14,8 +14,8 @@ and for those rows
 - after that one such matrix, while the product runs.
 
 A matrix of several such pieces has its result allocated first and each piece's result copied into it.
-Backward writes the matrix out again, in the same pieces. An embedding unpacks the rows looked up, and no
-others.
+Quantizing goes by the same pieces. Backward writes the matrix out again, in the same pieces. An embedding
+unpacks the rows that are looked up, and no others.
 """
 
 from __future__ import annotations
@@ -27,14 +27,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from mem_gpt_cli.quantization.layer import QuantizedLayer
 from mem_gpt_cli.quantization.packing import Layout, Packed, pack, unpack
 from mem_gpt_cli.quantization.plan import Method
 
 WEIGHTS_AT_ONCE = 2**22
-"""Weights that are written out at once: a head of 50,000 tokens would otherwise be the peak of a small model."""
+"""Weights written out at once: a head of 50,000 tokens would else be the peak of a small model."""
 
 
-class _Native(torch.nn.Module):
+class _Native(QuantizedLayer, torch.nn.Module):
     """A matrix ``[rows, columns]`` as packed buffers."""
 
     codes: Tensor
@@ -51,21 +52,32 @@ class _Native(torch.nn.Module):
 
     @torch.no_grad()
     def quantize(self, matrix: Tensor) -> None:
-        """Take the values of ``[rows, columns]``."""
-        self.codes, self.scale, self.zero = pack(matrix, self.layout)
+        """See ``QuantizedLayer``."""
+        layout = self.layout
+        step = rows_at_once(layout)
+        if layout.rows <= step:
+            self.codes, self.scale, self.zero = pack(matrix, layout)
+            return
+        first = pack(matrix[:step], layout)
+        whole = [None if part is None else part.new_empty((layout.rows, part.shape[1])) for part in first]
+        self.codes, self.scale, self.zero = whole  # type: ignore[assignment]
+        for rows, part in _pieces(self._packed(), layout):
+            for target, values in zip(part, pack(matrix[rows], layout), strict=True):
+                if target is not None and values is not None:
+                    target.copy_(values)
 
     def parts(self) -> dict[str, Tensor]:
-        """The stored tensors by name."""
+        """See ``QuantizedLayer``."""
         parts = {"codes": self.codes, "scale": self.scale, "zero": self.zero}
         return {name: part for name, part in parts.items() if part is not None}
 
     def put(self, parts: Mapping[str, Tensor]) -> None:
-        """Hold these stored tensors, as ``parts`` named them."""
+        """See ``QuantizedLayer``."""
         self.codes, self.scale, self.zero = parts["codes"], parts["scale"], parts.get("zero")
 
     @torch.no_grad()
     def dequantized(self) -> Tensor:
-        """The values that are stored, ``[rows, columns]``."""
+        """See ``QuantizedLayer``."""
         return unpack(self._packed(), self.layout)
 
     @property
@@ -101,7 +113,9 @@ class NativeEmbedding(_Native):
     def forward(self, ids: Tensor) -> Tensor:
         """``[...]`` to ``[..., embedding_dim]``."""
         flat = ids.reshape(-1)
-        chosen = Packed(*(None if part is None else functional.embedding(flat, part) for part in self._packed()))  # type: ignore[arg-type]
+        chosen = Packed(
+            *(None if part is None else functional.embedding(flat, part) for part in self._packed())
+        )  # type: ignore[arg-type]
         return unpack(chosen, self.layout).reshape(*ids.shape, self.layout.columns)
 
 

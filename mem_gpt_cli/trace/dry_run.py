@@ -173,6 +173,7 @@ class DryRunner:
         model = build_on_meta(self.source, self.recipe, layers)
         return fake_run(
             model,
+            self.source,
             self.recipe,
             every_step=self.full_depth or (self.card is not None and self._short),
             scenario=scenario,

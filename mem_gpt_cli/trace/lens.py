@@ -14,6 +14,7 @@ from mem_gpt_cli.devices.card import Card, card_of, summary_of
 from mem_gpt_cli.devices.verdict import Verdict, verdict_on
 from mem_gpt_cli.ledger.timeline import run_title, timeline_of
 from mem_gpt_cli.model.facts import summarise
+from mem_gpt_cli.quantization.modules import parameter_count
 from mem_gpt_cli.recipe import as_run, refuse_unavailable
 from mem_gpt_cli.recipe.schema import Recipe
 from mem_gpt_cli.report import COMPONENTS, PHASES, MemoryReport, ModelSummary, Phase
@@ -71,7 +72,7 @@ def trace(
     if card and dry.replayed:
         ending = dry.replayed.within(card.capacity(recipe), card)
         verdict = verdict_on(recipe, card, dry.replayed.whole.fragmentation, ending)
-    return report(recipe, summarise(source, whole), dry, card, verdict)
+    return report(recipe, summarise(source, whole, parameter_count(whole)), dry, card, verdict)
 
 
 def report(

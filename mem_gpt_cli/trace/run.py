@@ -11,8 +11,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from mem_gpt_cli.devices.gpu import Gpu
 from mem_gpt_cli.kv_cache.storage import cache_tensors
 from mem_gpt_cli.ledger import EventLog, Ledger
-from mem_gpt_cli.model.build import initialise, materialise
+from mem_gpt_cli.model import ModelSource
 from mem_gpt_cli.model.facts import logits_width
+from mem_gpt_cli.quantization.modules import stored_tensors
 from mem_gpt_cli.recipe.schema import Recipe
 from mem_gpt_cli.trace.cuda.births import BIRTHS
 from mem_gpt_cli.trace.cuda.buffers import CudaKernels
@@ -21,6 +22,7 @@ from mem_gpt_cli.trace.faithful import like_the_real_run, unknown_tokens
 from mem_gpt_cli.trace.kernels import CpuKernels
 from mem_gpt_cli.trace.routing import Routing, Scenario, routing
 from mem_gpt_cli.workload import Inference, Paged, workload_of
+from mem_gpt_cli.workload.build import load_model
 
 RECORDED_STEPS = 1
 """Decode steps recorded at either end of a shortened generation."""
@@ -42,6 +44,7 @@ class FakeRun:
 
 def fake_run(
     model: torch.nn.Module,
+    source: ModelSource,
     recipe: Recipe,
     *,
     every_step: bool,
@@ -52,6 +55,7 @@ def fake_run(
 
     Args:
         model: the model on ``meta``; it is given (fake) memory here, as the first thing that is recorded.
+        source: which model it is.
         recipe: the options and the sizes.
         every_step: run each decode step; else only those at the two ends of the generation.
         scenario: what to answer where the model asks about data; without one, such a question is an error.
@@ -76,9 +80,10 @@ def fake_run(
                 stack.enter_context(unknown_tokens())
             stack.enter_context(ledger)
             with ledger.phase("load"):
-                materialise(model, torch.device("cpu"))
-                ledger.mark("weights", [*model.parameters(), *model.buffers()])
-                initialise(model)
+                load_model(
+                    model, source, recipe, torch.device("cpu"), real=False, watch=ledger.modules.inside
+                )
+                ledger.mark("weights", stored_tensors(model))
                 tokens = torch.zeros(recipe.workload.batch, workload.lengths.prompt, dtype=torch.long)
             workload.prepare(model, ledger)
             if isinstance(workload, Inference) and not every_step:
