@@ -19,6 +19,7 @@ ORDER: tuple[frozenset[str], ...] = (
     frozenset({"cli"}),
     frozenset({"bench"}),
     frozenset({"estimate", "trace", "profile", "doctor"}),
+    frozenset({"quality"}),
     frozenset({"workload"}),
     frozenset({"quantization", "attention", "kv_cache", "checkpointing", "adapters", "optimizers"}),
     frozenset({"ledger"}),

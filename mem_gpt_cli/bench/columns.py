@@ -10,6 +10,7 @@ from mem_gpt_cli._version import __version__
 from mem_gpt_cli.bench.claims import CLAIM_COLUMNS
 from mem_gpt_cli.bench.outcome import Outcome
 from mem_gpt_cli.recipe import Cell, resolved
+from mem_gpt_cli.report.csv import QUALITY_COLUMNS
 from mem_gpt_cli.report.model import COMPONENTS, PHASES, SCHEMA_VERSION, Lens, MemoryReport, Speed, Telemetry
 
 Row = dict[str, Any]
@@ -101,6 +102,7 @@ COLUMNS: tuple[str, ...] = (
     "utilization_percent",
     "temperature_c",
     *CLAIM_COLUMNS,
+    *QUALITY_COLUMNS,
 )
 """Columns of a sweep's CSV, in their order; new ones go to the end."""
 
@@ -191,6 +193,7 @@ def _measured(report: MemoryReport | None) -> Row:
         "power_w": board.power_mean_w,
         "utilization_percent": board.utilization_mean_percent,
         "temperature_c": board.temperature_max_c,
+        **{name: getattr(report.quality, name, None) for name in QUALITY_COLUMNS},
         **{f"measured_peak_{name}_bytes": report.held(peak, name) for name in COMPONENTS},
         **{f"{phase.name}_s": phase.duration_s for phase in report.phases},
     }

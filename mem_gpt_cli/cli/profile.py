@@ -91,6 +91,10 @@ def _tables(recipe: Recipe, measured: MemoryReport) -> Iterator[RenderableType]:
     }
     yield table.comparison(reports)
     yield table.places(measured)
+    if measured.quality:
+        from mem_gpt_cli.report.quality import quality_table
+
+        yield quality_table(measured.quality)
     if has_ladder(measured):
         yield table.ladder_table(measured)
 

@@ -5,6 +5,7 @@ Source of the mapping: transformers' ``integrations/ggml.py``; of the keys: the 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -89,6 +90,38 @@ def read_gguf_config(path: Path) -> dict[str, Any]:
         name.removeprefix(prefix): value for name, value in head.metadata.items() if name.startswith(prefix)
     }
     return _config(ARCHITECTURES[architecture], values, head.shapes, path)
+
+
+FOUR_BITS_OR_FEWER: Mapping[int, str] = {
+    2: "Q4_0", 3: "Q4_1", 10: "Q2_K", 11: "Q3_K", 12: "Q4_K", 16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS",
+    19: "IQ1_S", 20: "IQ4_NL", 21: "IQ3_S", 22: "IQ2_S", 23: "IQ4_XS", 29: "IQ1_M", 34: "TQ1_0", 35: "TQ2_0",
+    39: "MXFP4",
+}  # fmt: skip
+"""Formats whose weights lie on a grid of 16 values or fewer; source: ``ggml_type`` in ggml.h."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """That ``share`` of a file's weights lie on a grid of 4 bits or fewer, in these ``formats``."""
+
+    share: float
+    formats: tuple[str, ...]
+
+
+def coarse_grid(path: Path) -> Grid | None:
+    """Whether, and how many of, a GGUF file's weights were quantized to 4 bits or fewer; ``None`` for none.
+
+    Raises:
+        ValueError: where the file is no GGUF file.
+        OSError: where it cannot be opened.
+    """
+    head = read_head(path)
+    counts = {name: math.prod(shape) for name, shape in head.shapes.items()}
+    coarse = [name for name, number in head.types.items() if number in FOUR_BITS_OR_FEWER]
+    if not coarse:
+        return None
+    formats = sorted({FOUR_BITS_OR_FEWER[head.types[name]] for name in coarse})
+    return Grid(sum(counts[name] for name in coarse) / sum(counts.values()), tuple(formats))
 
 
 def _config(

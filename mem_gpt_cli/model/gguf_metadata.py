@@ -22,10 +22,14 @@ _STRING, _ARRAY = 8, 9
 
 @dataclass(frozen=True)
 class GgufHead:
-    """``metadata`` less its arrays of texts (tokens, merges); ``shapes`` by tensor, outermost first."""
+    """``metadata`` less its arrays of texts (tokens, merges).
+
+    By tensor: ``shapes``, outermost first, and ``types``, the number of the format it is stored in.
+    """
 
     metadata: Mapping[str, Any]
     shapes: Mapping[str, tuple[int, ...]]
+    types: Mapping[str, int]
 
 
 class _Cursor:
@@ -96,10 +100,10 @@ def _read(cursor: _Cursor) -> GgufHead:
         value = cursor.value(cursor.scalar("I"))
         if value is not None:
             metadata[key] = value
-    shapes = {}
+    shapes, types = {}, {}
     for _ in range(tensors):
         name = cursor.text()
         dimensions = [cursor.scalar("Q") for _ in range(cursor.scalar("I"))]
-        cursor.scalar("I"), cursor.scalar("Q")  # type and offset
+        types[name], _offset = cursor.scalar("I"), cursor.scalar("Q")
         shapes[name] = tuple(reversed(dimensions))
-    return GgufHead(metadata, shapes)
+    return GgufHead(metadata, shapes, types)

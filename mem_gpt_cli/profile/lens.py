@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +23,7 @@ from mem_gpt_cli.profile.positions import refuse_beyond_positions
 from mem_gpt_cli.profile.progress import Progress, Ticker
 from mem_gpt_cli.profile.run import Job
 from mem_gpt_cli.profile.speed import CleanRun, clean_run
+from mem_gpt_cli.quality import measure as quality
 from mem_gpt_cli.quantization.modules import parameter_count
 from mem_gpt_cli.recipe import as_run, refuse_unavailable
 from mem_gpt_cli.recipe.schema import Recipe
@@ -61,7 +62,9 @@ def profile(
     if history is not None:
         check_history(history, recipe)
     job = prepare(recipe)
-    measured = passes_over(job, Ticker(progress, job.steps * _runs(job, passes)), passes, history)
+    why_not = quality.why_not(recipe) if recipe.quality else None
+    ticker = Ticker(progress, job.steps * _runs(job, passes))
+    measured = passes_over(job, ticker, passes, history)
     if timeline is not None:
         account = measured.account
         seconds = (account.time_ns - account.time_ns[0]) / 1e9
@@ -71,7 +74,12 @@ def profile(
             ),
             timeline,
         )
-    return report(job, measured)
+    found = report(job, measured)
+    if recipe.quality is None:
+        return found
+    if why_not is not None:
+        return replace(found, warnings=(*found.warnings, why_not))
+    return _with_quality(found, job, ticker)
 
 
 def prepare(recipe: Recipe) -> Job:
@@ -150,6 +158,17 @@ def report(job: Job, measured: Measured) -> MemoryReport:
             **job.details,
             **_requested(clean, phases),
         },
+    )
+
+
+def _with_quality(found: MemoryReport, job: Job, ticker: Ticker) -> MemoryReport:
+    """The report with what the options cost in quality: a pass of its own, after those of memory."""
+    gc.collect()
+    return replace(
+        found,
+        quality=quality.measure(job.recipe, job.device.torch_device, ticker.show),
+        warnings=(*found.warnings, *quality.notes(job.recipe)),
+        provenance={**found.provenance, "quality": "measured"},
     )
 
 

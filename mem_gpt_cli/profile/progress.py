@@ -31,6 +31,11 @@ class Ticker:
         if self._progress is not None:
             self._progress(phase, self._step, self._steps, live_bytes)
 
+    def show(self, phase: str) -> None:
+        """What goes on after the last step."""
+        if self._progress is not None:
+            self._progress(phase, self._steps, self._steps, None)
+
 
 class Ticking:
     """An observer that reports each phase before another observer hears of it."""

@@ -20,6 +20,7 @@ from mem_gpt_cli.report.model import COMPONENTS, PHASES, SCHEMA_VERSION, MemoryR
 
 _PHASE_NAMES = tuple(dict.fromkeys(name for names in PHASES.values() for name in names))
 _HELD = ("reserved", "process", "device")
+QUALITY_COLUMNS = ("perplexity", "perplexity_change", "kl_divergence", "top1_agreement")
 _TELEMETRY = ("power_mean_w", "power_max_w", "utilization_mean_percent", "temperature_max_c")
 
 REPORT_COLUMNS: tuple[str, ...] = (
@@ -60,6 +61,7 @@ REPORT_COLUMNS: tuple[str, ...] = (
     "device_name",
     *(f"{name}_{held}_bytes" for held in _HELD for name in _PHASE_NAMES),
     *_TELEMETRY,
+    *QUALITY_COLUMNS,
 )
 """Columns of a report's row, in their order; new ones go to the end."""
 
@@ -96,6 +98,7 @@ def report_row(report: MemoryReport) -> dict[str, Any]:
         row[f"{name}_s"] = phase.duration_s if phase else None
         row.update({f"{name}_{held}_bytes": getattr(phase, f"{held}_bytes", None) for held in _HELD})
     row.update({name: getattr(report.telemetry, name, None) for name in _TELEMETRY})
+    row.update({name: getattr(report.quality, name, None) for name in QUALITY_COLUMNS})
     return row
 
 

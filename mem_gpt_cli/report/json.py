@@ -15,6 +15,7 @@ from mem_gpt_cli.report.model import (
     MemoryReport,
     ModelSummary,
     Phase,
+    Quality,
     Source,
     Speed,
     Telemetry,
@@ -50,6 +51,7 @@ def to_dict(report: MemoryReport) -> dict[str, Any]:
         "cause": report.cause,
         "speed": dataclasses.asdict(report.speed) if report.speed else None,
         "telemetry": dataclasses.asdict(report.telemetry) if report.telemetry else None,
+        "quality": _quality(report.quality),
         "ladder": [dataclasses.asdict(step) for step in ladder(report)] if has_ladder(report) else None,
         "sources": {name: dataclasses.asdict(source) for name, source in report.sources.items()},
         "details": _plain(report.details),
@@ -83,6 +85,7 @@ def from_dict(data: Mapping[str, Any]) -> MemoryReport:
             device_bytes=data["peak"]["device_bytes"],
             speed=_known(Speed, data["speed"]) if data.get("speed") else None,
             telemetry=_known(Telemetry, data["telemetry"]) if data.get("telemetry") else None,
+            quality=_known(Quality, data["quality"]) if data.get("quality") else None,
             sources={name: _known(Source, source) for name, source in data.get("sources", {}).items()},
             warnings=tuple(data["warnings"]),
             details=data.get("details", {}),
@@ -94,6 +97,12 @@ def from_dict(data: Mapping[str, Any]) -> MemoryReport:
 def to_json(report: MemoryReport) -> str:
     """``to_dict`` as indented text, without a newline at its end."""
     return json.dumps(to_dict(report), indent=2, ensure_ascii=False)
+
+
+def _quality(quality: Quality | None) -> dict[str, Any] | None:
+    if quality is None:
+        return None
+    return {**dataclasses.asdict(quality), "perplexity_change": quality.perplexity_change}
 
 
 def _phase(phase: Phase) -> dict[str, Any]:

@@ -118,6 +118,30 @@ class Telemetry:
 
 
 @dataclass(frozen=True)
+class Quality:
+    """What a model with its options says of a text, and how far that is from the same weights without them.
+
+    ``tokens`` were predicted of ``text``; perplexity is per token. ``kl_divergence`` is the mean of
+    KL(reference, model) in nats a token, ``top1_agreement`` the share of the tokens where both find the same
+    one likeliest; both and ``reference_perplexity`` are ``None`` where nothing was compared.
+    """
+
+    perplexity: float
+    tokens: int
+    text: str
+    reference_perplexity: float | None = None
+    kl_divergence: float | None = None
+    top1_agreement: float | None = None
+
+    @property
+    def perplexity_change(self) -> float | None:
+        """By what part the perplexity is above the reference's: 0.01 is 1% worse."""
+        if self.reference_perplexity is None:
+            return None
+        return self.perplexity / self.reference_perplexity - 1
+
+
+@dataclass(frozen=True)
 class Source:
     """How a figure was got, or was tried to be got, and why it is missing if it is."""
 
@@ -147,6 +171,7 @@ class MemoryReport:
     device_bytes: int | None = None
     speed: Speed | None = None
     telemetry: Telemetry | None = None
+    quality: Quality | None = None
     sources: Mapping[str, Source] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     details: Mapping[str, Any] = field(default_factory=dict)

@@ -193,9 +193,22 @@ def load(recipe: Recipe, device: torch.device | None = None) -> TextModel:
     """
     refuse_unavailable(recipe, "profile")
     source = source_of(recipe)
-    torch.manual_seed(recipe.workload.seed)
-    model: Any = build(source, recipe, device).eval()
+    model: Any = load_model(source, recipe, device)
     return TextModel(recipe, source, model, load_tokenizer(source), model.config._attn_implementation)
+
+
+def load_model(source: ModelSource, recipe: Recipe, device: torch.device | None = None) -> torch.nn.Module:
+    """The torch model of a recipe, its weights and options in it, set to inference."""
+    torch.manual_seed(recipe.workload.seed)
+    return build(source, recipe, device).eval()
+
+
+def has_tokenizer(source: ModelSource) -> bool:
+    """Whether a tokenizer lies beside the model."""
+    folder = source.folder
+    return source.gguf_file is not None or (
+        folder is not None and any((folder / name).is_file() for name in _TOKENIZER_FILES)
+    )
 
 
 def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase | None:
@@ -206,15 +219,11 @@ def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase | None:
     """
     from transformers import AutoTokenizer
 
-    if source.gguf_file is not None:
-        location = {
-            "pretrained_model_name_or_path": str(source.gguf_file.parent),
-            "gguf_file": source.gguf_file.name,
-        }
-    elif source.folder is not None and any((source.folder / name).is_file() for name in _TOKENIZER_FILES):
-        location = {"pretrained_model_name_or_path": str(source.folder)}
-    else:
+    if not has_tokenizer(source):
         return None
+    location = {"pretrained_model_name_or_path": str(source.folder)}
+    if source.gguf_file is not None:
+        location["gguf_file"] = source.gguf_file.name
     try:
         return AutoTokenizer.from_pretrained(**location, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
