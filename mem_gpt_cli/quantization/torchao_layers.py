@@ -49,7 +49,8 @@ class TorchaoLinear(QuantizedLayer, torch.nn.Linear):
         if method.scheme == "int4" and group and (columns % group or rows % 16):
             raise UnsupportedError(
                 f"torchao's int4 holds no matrix of {rows} outputs and {columns} inputs in groups of "
-                f"{group}: outputs go by 16, inputs by whole groups; choose backend native, or another group_size"
+                f"{group}: outputs go by 16, inputs by whole groups; choose backend native, or another "
+                "group_size"
             )
 
     @torch.no_grad()
@@ -74,7 +75,7 @@ class TorchaoLinear(QuantizedLayer, torch.nn.Linear):
 
     @torch.no_grad()
     def dequantized(self) -> Tensor:
-        """See ``QuantizedLayer``; int4, whose layout is its kernel's own, by the product with a unit matrix."""
+        """See ``QuantizedLayer``; int4, in its kernel's own layout, by the product with a unit matrix."""
         weight: Any = self.weight.data
         if self.method.scheme == "int4":
             unit = torch.eye(self.in_features, dtype=self.dtype)

@@ -14,6 +14,7 @@ import torch
 
 from mem_gpt_cli.ledger import EventLog
 from mem_gpt_cli.trace.probe import Probe
+from mem_gpt_cli.trace.quantized_kernels import BITSANDBYTES, inner_product
 
 aten = torch.ops.aten
 Rule = Callable[[tuple[Any, ...], Mapping[str, Any], Any], int]
@@ -31,6 +32,8 @@ class CpuKernels:
         self, log: EventLog, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any
     ) -> tuple[int, ...]:
         """See ``KernelBuffers``."""
+        if func.namespace == "bitsandbytes":
+            return self._of_bitsandbytes(log, func, args, kwargs, result)
         if self.probe.wants(func, args):
             storage = log.storage(0, "workspace")
             self.probe.note(func, args, kwargs, storage)
@@ -38,6 +41,18 @@ class CpuKernels:
         rule = RULES.get(func)
         nbytes = 0 if rule is None else rule(args, kwargs, result)
         return (log.storage(nbytes, "workspace"),) if nbytes else ()
+
+    def _of_bitsandbytes(
+        self, log: EventLog, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any
+    ) -> tuple[int, ...]:
+        """By rule; and the scratch of torch's own product inside a product of bitsandbytes."""
+        rule = BITSANDBYTES.get(func._opname)
+        storages = [] if rule is None else [log.storage(rule(args, kwargs, result), "workspace")]
+        product = inner_product(func, args, kwargs)
+        if product is not None and self.probe.wants(*product):
+            storages.append(log.storage(0, "workspace"))
+            self.probe.note(*product, {}, storages[-1])
+        return tuple(storages)
 
 
 def flash_attention(args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any) -> int:  # noqa: ARG001
