@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from mem_gpt_cli.estimate.dialect import dialect_of
 from mem_gpt_cli.kv_cache import cost as cache_cost
 from mem_gpt_cli.quantization import cost as quantization_cost
+from mem_gpt_cli.quantization.plan import plan_of
 from mem_gpt_cli.recipe.schema import Recipe
 
 if TYPE_CHECKING:
@@ -88,8 +89,7 @@ def _experts(architecture: Architecture) -> Iterator[str]:
 
 
 def _quantization(recipe: Recipe, architecture: Architecture) -> Iterator[str]:
-    scheme = recipe.quantization.scheme
-    kept = quantization_cost.kept_in_full(architecture, scheme)  # type: ignore[arg-type]
+    kept = quantization_cost.kept_in_full(architecture, plan_of(recipe))
     if kept:
         names = ", ".join(name.removesuffix(".weight") for name in kept[:3])
-        yield f"{scheme} leaves {names}, norms and biases in {recipe.model.dtype}"
+        yield f"quantization leaves {names}, norms and biases in {recipe.model.dtype}"

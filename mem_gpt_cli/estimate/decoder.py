@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING
 
 from mem_gpt_cli.estimate import ops
 from mem_gpt_cli.estimate.blocks import block
-from mem_gpt_cli.estimate.books import FP32, INPUTS, INT64, LOGITS, WEIGHTS, Ledger, Storage
+from mem_gpt_cli.estimate.books import FP32, INPUTS, INT64, LOGITS, Ledger, Storage
 from mem_gpt_cli.estimate.dialect import dialect_of
 from mem_gpt_cli.estimate.forward_pass import CacheLayer, Pass
 from mem_gpt_cli.estimate.norms import norm
-from mem_gpt_cli.estimate.parameters import Vectors
+from mem_gpt_cli.estimate.parameters import Vectors, methods_of
 from mem_gpt_cli.estimate.tape import Node, Parameter, Tape, Tensor
 from mem_gpt_cli.model.architecture import Architecture, Layer
+from mem_gpt_cli.quantization.plan import plan_of
 from mem_gpt_cli.recipe.schema import Recipe
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ class Decoder:
         architecture: the model's numbers.
         recipe: the options; ``workload.batch`` sequences are run at once.
         ledger: where the bytes are booked.
-        weights: bytes of all weights and buffers, in the order of their booking, as ``weights``.
+        weights: all weights and buffers, on the books already.
         cuda: the kernels of a GPU.
     """
 
@@ -40,7 +41,7 @@ class Decoder:
         architecture: Architecture,
         recipe: Recipe,
         ledger: Ledger,
-        weights: Sequence[int],
+        weights: Sequence[Storage],
         cuda: CudaKernels | None = None,
     ) -> None:
         self.architecture = architecture
@@ -51,15 +52,16 @@ class Decoder:
         self.dialect = dialect_of(architecture.model_type)
         self.inner = _inner(architecture.layers)
         self.cuda = cuda
-        self.weights = [Storage(ledger, WEIGHTS, nbytes, "empty") for nbytes in weights]
+        self.weights = weights
+        self.methods = methods_of(architecture, plan_of(recipe))
         self.parameters: dict[str, Parameter] = {}
         self._vectors = Vectors.of(architecture) if cuda else Vectors()
 
     def weight(self, name: str, numel: int) -> Parameter:
         """The matrix of that name, whose gradient stays with it; its bytes are on the books already."""
         if name not in self.parameters:
-            scheme = self.recipe.quantization.scheme if name.startswith("layers.") else "none"
-            self.parameters[name] = Parameter(numel, self.item, self.weights[0], self.training, scheme)  # type: ignore[arg-type]
+            method = self.methods.get(name)
+            self.parameters[name] = Parameter(numel, self.item, self.weights[0], self.training, method)
         return self.parameters[name]
 
     def bias(self, name: str, width: int) -> Parameter | None:
@@ -88,6 +90,7 @@ class Decoder:
             recording=recording,
             autocast=WIDTHS[self.recipe.workload.autocast],
             cuda=self.cuda,
+            dtype=self.recipe.model.dtype,
         )
 
     def forward(

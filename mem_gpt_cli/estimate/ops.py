@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from mem_gpt_cli.estimate import quantized
 from mem_gpt_cli.estimate.books import CASTS, FP32
 from mem_gpt_cli.estimate.tape import Edge, Node, Parameter, Tape, Tensor
-from mem_gpt_cli.quantization.cost import product_scratch_bytes
 
 Grads = list[Tensor | None]
 
@@ -189,6 +189,8 @@ def _views(tape: Tape, node: Node, grads: Grads) -> Sequence[Tensor | None]:
 
 def embedding(tape: Tape, table: Parameter, tokens: Tensor, width: int) -> Tensor:
     """Rows of a table; the gradient of the table is dense."""
+    if table.method is not None:
+        return quantized.lookup(tape, table, tokens.numel, width)
     out = tape.new(tokens.numel * width, table.item, "embedding")
     if not tape.cuda:
         return tape.record("embedding", out, (table,), (tokens.storage,), fresh)
@@ -215,6 +217,8 @@ def linear(
 
     ``bias`` is walked on CUDA alone, where its gradient takes more than its size.
     """
+    if weight.method is not None:
+        return quantized.product(tape, x, weight, outputs, biased=bias is not None, slot=slot)
     rows = x.numel * outputs // weight.numel
     kernel: Tensor = weight
     added: Tensor | None = bias
@@ -225,9 +229,6 @@ def linear(
     out = tape.new(rows * outputs, x.item, "mm", slot)
     if tape.cuda:
         tape.cuda.multiplies(tape, biased=bias is not None)
-    if weight.scheme != "none" and rows > 1:
-        taken = product_scratch_bytes(weight.scheme, x.numel, out.numel, weight.numel, x.item)
-        tape.scratch(taken, f"{weight.scheme}_matmul")
     saved = [t.storage for t, other in ((x, kernel), (kernel, x)) if other.node is not None]
     if added is not None:
         return tape.record("addmm", out, (x, kernel, added), saved, _biased_linear_backward)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from mem_gpt_cli.model.architecture import Architecture, Tensor
-from mem_gpt_cli.quantization import cost as quantization_cost
-from mem_gpt_cli.quantization.cost import Scheme
+from mem_gpt_cli.quantization.placement import Placed, placed
+from mem_gpt_cli.quantization.plan import Method, Plan
 
 _ROLES = {
     "qkv": ("c_attn", "query_key_value", "qkv_proj"),
@@ -18,12 +18,16 @@ _ROLES = {
     "q_a": ("q_a_proj",),
     "kv_a": ("kv_a_proj_with_mqa",),
     "o": ("attn.c_proj", "o_proj", "out_proj", "dense"),
-    "gate": ("gate_proj",),
-    "up": ("c_fc", "up_proj", "fc1", "fc_in", "dense_h_to_4h"),
+    "q_b": ("q_b_proj",),
+    "kv_b": ("kv_b_proj",),
+    "gate": ("gate_proj", "gate_up_proj"),
+    "up": ("c_fc", "up_proj", "gate_up_proj", "fc1", "fc_in", "dense_h_to_4h"),
     "down": ("mlp.c_proj", "down_proj", "fc2", "fc_out", "dense_4h_to_h"),
     "lm_head": ("lm_head",),
 }
 """How families name the modules whose products a layer is walked through."""
+
+_IN_MLP = frozenset({"gate", "up", "down"})
 
 
 class Vectors(NamedTuple):
@@ -53,11 +57,43 @@ def parameter_bytes(architecture: Architecture, item: int) -> Sequence[int]:
     ]
 
 
-def stored_parts(architecture: Architecture, scheme: Scheme, item: int) -> Sequence[int]:
-    """Bytes of each stored tensor in that order, scales after what is quantized; buffers come last."""
-    buffers = [t for t in architecture.tensors if t.kind == "buffer" for _ in range(t.count)]
-    tensors = [*_in_order([t for t in architecture.tensors if t.kind != "buffer"]), *buffers]
-    return [part for tensor in tensors for part in quantization_cost.stored(tensor, scheme, item) if part]
+def in_module_order(architecture: Architecture, plan: Plan) -> Sequence[Placed]:
+    """Each weight tensor in the order in which modules are walked: embeddings, layers, the rest, buffers.
+
+    Raises:
+        UnsupportedError: for a matrix that its backend cannot hold.
+    """
+    parts: list[list[Placed]] = [[], [], [], []]
+    for one in placed(architecture, plan):
+        if one.tensor.kind == "buffer":
+            parts[3].append(one)
+        elif one.layer is not None:
+            parts[1].append(one)
+        else:
+            parts[0 if one.tensor.kind == "embedding" else 2].append(one)
+    parts[1].sort(key=lambda one: one.layer or 0)  # stable: within a layer they stay in their order
+    return [one for part in parts for one in part]
+
+
+def methods_of(architecture: Architecture, plan: Plan) -> Mapping[str, Method]:
+    """How the matrices of the walk are quantized, by their names in it; those in full are left out."""
+    methods: dict[str, Method] = {}
+    if plan.quantizes:
+        for one in placed(architecture, plan):
+            if one.method is not None:
+                methods |= dict.fromkeys(_walked_names(one), one.method)
+    return methods
+
+
+def _walked_names(one: Placed) -> Sequence[str]:
+    """What a matrix is called in the walk; a gate and its up projection may be one matrix."""
+    if one.layer is None:
+        return ["embedding" if one.tensor.kind == "embedding" else "head"]
+    around = f"layers.{one.layer}."
+    if "shared_expert" in one.module:
+        around += "mlp.shared_experts."
+    roles = [role for role, names in _ROLES.items() if any(f".{one.module}".endswith(f".{n}") for n in names)]
+    return [f"{around}{'mlp.' if role in _IN_MLP and 'mlp.' not in around else ''}{role}" for role in roles]
 
 
 def _in_order(tensors: Sequence[Tensor]) -> Sequence[Tensor]:

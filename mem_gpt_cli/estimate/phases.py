@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, NamedTuple
 from mem_gpt_cli.estimate.books import INPUTS, INT64, Ledger, Moment
 from mem_gpt_cli.estimate.decoder import WIDTHS, Decoder
 from mem_gpt_cli.estimate.generation import generate
-from mem_gpt_cli.estimate.parameters import stored_parts
+from mem_gpt_cli.estimate.loading import load
 from mem_gpt_cli.estimate.training import train
 from mem_gpt_cli.model.architecture import Architecture
 from mem_gpt_cli.quantization import cost as quantization_cost
+from mem_gpt_cli.quantization.plan import plan_of
 from mem_gpt_cli.recipe.schema import Recipe
 
 if TYPE_CHECKING:
@@ -46,11 +47,8 @@ def walk(
     """
     ledger = ledger or Ledger()
     ledger.enter("load")
-    item = WIDTHS[recipe.model.dtype]
-    parts: Sequence[int] = [stored_weights(architecture, recipe)]
-    if cuda:
-        parts = stored_parts(architecture, recipe.quantization.scheme, item)  # type: ignore[arg-type]
-    decoder = Decoder(architecture, recipe, ledger, parts, cuda)
+    weights = load(ledger, architecture, recipe, WIDTHS[recipe.model.dtype], cuda)
+    decoder = Decoder(architecture, recipe, ledger, weights, cuda)
     tape = decoder.tape(recording=False)
     tokens = tape.new(recipe.workload.batch * recipe.lengths.prompt, INT64, "tokens", INPUTS)
     if recipe.task == "training":
@@ -62,8 +60,4 @@ def walk(
 
 def stored_weights(architecture: Architecture, recipe: Recipe) -> int:
     """Bytes of the model's weights and buffers as the recipe stores them."""
-    return quantization_cost.weight_bytes(
-        architecture,
-        recipe.quantization.scheme,  # type: ignore[arg-type]
-        WIDTHS[recipe.model.dtype],
-    )
+    return quantization_cost.weight_bytes(architecture, plan_of(recipe), WIDTHS[recipe.model.dtype])

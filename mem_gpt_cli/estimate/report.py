@@ -15,6 +15,7 @@ from mem_gpt_cli.estimate.phases import Walk, walk
 from mem_gpt_cli.estimate.work import work
 from mem_gpt_cli.kv_cache import cost as cache_cost
 from mem_gpt_cli.quantization import cost as quantization_cost
+from mem_gpt_cli.quantization.plan import plan_of
 from mem_gpt_cli.recipe import as_run, refuse_unavailable
 from mem_gpt_cli.recipe.schema import Recipe
 from mem_gpt_cli.report.model import (
@@ -117,7 +118,7 @@ def _details(recipe: Recipe, architecture: Architecture, walked: Walk) -> Mappin
         details |= work(architecture, recipe)
         if recipe.kv_cache.kind != "none":
             details |= _cache_per_token(recipe, architecture)
-    kept = quantization_cost.kept_in_full(architecture, recipe.quantization.scheme)  # type: ignore[arg-type]
+    kept = quantization_cost.kept_in_full(architecture, plan_of(recipe))
     if kept:
         details["kept_in_full_precision"] = list(kept)
     return details

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from mem_gpt_cli.estimate.books import GRADIENTS, KERNEL_BUFFERS, RESIDUAL, Ledger, Storage
-from mem_gpt_cli.quantization.cost import Scheme
+from mem_gpt_cli.quantization.plan import Method
 
 if TYPE_CHECKING:
     from mem_gpt_cli.estimate.cuda import CudaKernels
@@ -118,14 +118,14 @@ class Node:
 
 
 class Parameter(Tensor):
-    """A weight; its node keeps the gradient until ``zero_grad``. ``scheme`` says how it is quantized."""
+    """A weight; its node keeps the gradient until ``zero_grad``. ``method`` says how it is quantized."""
 
-    __slots__ = ("scheme",)
+    __slots__ = ("method",)
 
     def __init__(
-        self, numel: int, item: int, storage: Storage, trainable: bool, scheme: Scheme = "none"
+        self, numel: int, item: int, storage: Storage, trainable: bool, method: Method | None = None
     ) -> None:
-        self.scheme = scheme
+        self.method = method
         node = Node("accumulate_grad", (), (), _no_rule, GRADIENTS) if trainable else None
         super().__init__(numel, item, storage, node)
 
@@ -142,13 +142,21 @@ def _no_rule(*_: object) -> Sequence[Tensor | None]:
 class Tape:
     """Where operations are written down: the ledger, the nodes in their order, and the mode of the run.
 
-    ``autocast`` is the width in bytes of the lower precision, 0 without; ``cuda`` are the kernels of a GPU.
+    ``autocast`` is the width in bytes of the lower precision, 0 without; ``cuda`` are the kernels of a GPU;
+    ``dtype`` is the model's, by its name in a recipe.
     """
 
     def __init__(
-        self, ledger: Ledger, *, recording: bool, autocast: int = 0, cuda: CudaKernels | None = None
+        self,
+        ledger: Ledger,
+        *,
+        recording: bool,
+        autocast: int = 0,
+        cuda: CudaKernels | None = None,
+        dtype: str = "fp32",
     ) -> None:
         self.ledger = ledger
+        self.dtype = dtype
         self.recording = recording
         self.autocast = autocast
         self.cuda = cuda

@@ -1,109 +1,109 @@
-"""Bytes of quantized weights: what bitsandbytes stores for each matrix, and what it leaves alone.
+"""Bytes of quantized weights: what each backend stores of a matrix, tensor by tensor, and what stays in full.
 
-Held against bitsandbytes 0.50.2 on GPT-2 and Llama: no byte off, for int8, nf4 and double quantization.
 Sources: bitsandbytes 0.50 ``functional.py`` (``quantize_4bit``, ``QuantState``) and ``nn/modules.py``
-(``Int8Params``); LLM.int8 is arXiv:2208.07339, NF4 and double quantization are QLoRA's, arXiv:2305.14314.
+(``Int8Params``); torchao 0.18 ``Int8Tensor``, ``IntxUnpackedToInt8Tensor`` and ``Int4OpaqueTensor``; our own
+layout is that of ``packing``. LLM.int8 is arXiv:2208.07339, NF4 and double quantization are QLoRA's,
+arXiv:2305.14314. A test holds every figure against the tensors that the layers hold, to the byte.
 """
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
-
-from mem_gpt_cli.model.architecture import Architecture, Tensor
-
-Scheme = Literal["none", "int8", "nf4"]
+from mem_gpt_cli.model.architecture import Architecture
+from mem_gpt_cli.quantization.placement import Placed, placed
+from mem_gpt_cli.quantization.plan import Method, Plan
 
 FP32 = 4
-BLOCK = 64
 SECOND_BLOCK = 256
 CODE_4BIT = 16
 CODE_8BIT = 256
+WEIGHTS_AT_ONCE = 2**22
+"""Weights that our own products write out at once (``native.WEIGHTS_AT_ONCE``)."""
 
 
-class StoredTensor(NamedTuple):
-    """Bytes of one weight tensor: ``values``, and the scales and tables that go with them."""
+def matrix_parts(method: Method, rows: int, columns: int, item: int) -> tuple[int, ...]:
+    """Bytes of each tensor that is stored of a matrix: its values first, then scales, zero points, tables.
 
-    values: int
-    scales: int = 0
-
-    @property
-    def total(self) -> int:
-        """Both together."""
-        return self.values + self.scales
-
-
-def is_quantized(tensor: Tensor, scheme: Scheme) -> bool:
-    """Linear matrices of the layers; the output head, embeddings, norms and biases keep the model's dtype.
-
-    transformers' ``get_modules_to_not_convert`` leaves out the output head (and what is tied to it), and
-    bitsandbytes replaces modules of two-dimensional weight alone: stacked experts stay as they are.
+    Args:
+        method: how it is stored.
+        rows: outputs; of an embedding tokens.
+        columns: inputs; of an embedding its width.
+        item: bytes an element of the model's dtype.
     """
-    if scheme == "none" or tensor.kind != "linear" or tensor.dtype_bytes is not None:
-        return False
-    return "*" in tensor.name and len(tensor.shape) == 2
+    if method.scheme in ("nf4", "fp4"):
+        return _four_bit_parts(method, rows * columns)
+    if method.backend == "bitsandbytes":
+        return rows * columns, rows * FP32
+    if method.backend == "torchao":
+        return _torchao_parts(method, rows, columns, item)
+    padded, groups = native_layout(method, columns)
+    codes = rows * padded // (2 if method.scheme == "int4" else 1)
+    zeros = (rows * groups,) if method.mapping == "asymmetric" else ()
+    return codes, rows * groups * item, *zeros
 
 
-def stored(tensor: Tensor, scheme: Scheme, item: int, *, double_quantization: bool = True) -> StoredTensor:
-    """Bytes that one of the tensors takes in a model whose dtype is ``item`` bytes wide."""
-    if not is_quantized(tensor, scheme):
-        return StoredTensor(tensor.numel * (tensor.dtype_bytes or item))
-    if scheme == "int8":
-        return StoredTensor(tensor.numel, int8_scales(tensor))
-    return StoredTensor(
-        -(-tensor.numel // 2), nf4_scales(tensor.numel, double_quantization=double_quantization)
+def native_layout(method: Method, columns: int) -> tuple[int, int]:
+    """Columns in whole groups, and groups of a row, in our own layout (``packing.Layout``)."""
+    group = min(method.group_size or columns, columns)
+    if method.scheme == "int4":
+        group += group % 2
+    groups = -(-columns // group)
+    return groups * group, groups
+
+
+def rows_at_once(method: Method, columns: int) -> int:
+    """Rows of a matrix that our own products write out together."""
+    return max(1, WEIGHTS_AT_ONCE // native_layout(method, columns)[0])
+
+
+def blocks_of(method: Method, weights: int) -> int:
+    """Blocks of a 4-bit tensor; the last need not be full."""
+    return -(-weights // (method.group_size or weights))
+
+
+def _four_bit_parts(method: Method, weights: int) -> tuple[int, ...]:
+    """Values, block maxima and tables of one 4-bit tensor.
+
+    Plain: an fp32 maximum for every block (of 64 weights: 0.5 bit a weight) and the 16 values of the code.
+    Double: the maxima have 8 bits, with an fp32 maximum for every 256 of them, their mean in fp32
+    (``offset``) and a code of 256 values: with blocks of 64 0.127 bit a weight.
+    """
+    values, code, blocks = -(-weights // 2), CODE_4BIT * FP32, blocks_of(method, weights)
+    if not method.double_quant:
+        return values, blocks * FP32, code
+    return values, blocks, -(-blocks // SECOND_BLOCK) * FP32, CODE_8BIT * FP32, FP32, code
+
+
+def _torchao_parts(method: Method, rows: int, columns: int, item: int) -> tuple[int, ...]:
+    """int8: symmetric has its scales in fp32, asymmetric in the model's dtype; both hold zero points."""
+    if method.scheme == "int8":
+        return rows * columns, rows * (FP32 if method.mapping == "symmetric" else item), rows
+    return rows * columns // 2, columns // (method.group_size or columns) * rows * 2 * item
+
+
+def stored_parts(one: Placed, item: int) -> tuple[int, ...]:
+    """Bytes of each tensor that is stored of one of a model's weights; ``item`` is the width of its dtype."""
+    if one.method is None:
+        return (one.tensor.numel * (one.tensor.dtype_bytes or item),)
+    return matrix_parts(one.method, one.rows, one.columns, item)
+
+
+def weight_bytes(architecture: Architecture, plan: Plan, item: int, *, rounding: int = 1) -> int:
+    """All weights and buffers of a model, tied ones once; ``rounding`` is the allocator's grain in bytes."""
+    return sum(
+        -(-part // rounding) * rounding
+        for one in placed(architecture, plan)
+        for part in stored_parts(one, item)
     )
 
 
-def int8_scales(tensor: Tensor) -> int:
-    """One fp32 scale an output row (``SCB``). GPT-2's Conv1D is transposed when it is replaced."""
-    outputs = tensor.shape[1] if _is_conv1d(tensor) else tensor.shape[0]
-    return outputs * FP32
+def kept_in_full(architecture: Architecture, plan: Plan) -> tuple[str, ...]:
+    """The matrices and tables that a quantized model holds in its own dtype, largest first.
 
-
-def _is_conv1d(tensor: Tensor) -> bool:
-    return tensor.name.startswith("transformer.h.*.") and ".c_" in tensor.name
-
-
-def nf4_scales(numel: int, *, double_quantization: bool) -> int:
-    """Block maxima and tables of one 4-bit tensor.
-
-    Plain: an fp32 maximum for every 64 weights and the 16 values of the code, 0.5 bit a weight. Double: the
-    maxima have 8 bits, with an fp32 maximum for every 256 of them, their mean in fp32 (``offset``) and a code
-    of 256 values: 0.127 bit a weight.
+    A name with ``*`` stands for those layers that have it in full.
     """
-    blocks = -(-numel // BLOCK)
-    code = CODE_4BIT * FP32
-    if not double_quantization:
-        return blocks * FP32 + code
-    return blocks + -(-blocks // SECOND_BLOCK) * FP32 + FP32 + CODE_8BIT * FP32 + code
-
-
-def weight_bytes(architecture: Architecture, scheme: Scheme, item: int, *, rounding: int = 1) -> int:
-    """All weights and buffers of a model, tied ones once; ``rounding`` is the allocator's grain in bytes."""
-    total = 0
-    for tensor in architecture.tensors:
-        one = stored(tensor, scheme, item)
-        total += tensor.count * sum(-(-part // rounding) * rounding for part in (one.values, one.scales))
-    return total
-
-
-def product_scratch_bytes(scheme: Scheme, inputs: int, outputs: int, weights: int, item: int) -> int:
-    """Bytes that a product with a quantized matrix takes and gives back; sizes are in elements.
-
-    nf4 writes the matrix out ``item`` bytes wide; a single row takes a kernel that reads 4 bits and is not
-    asked for here (``autograd/_functions.py``, ``matmul_4bit``). int8 makes the input a byte an element and
-    gathers the product in int32 (``MatMul8bitLt``).
-    """
-    if scheme == "nf4":
-        return weights * item
-    return inputs + 4 * outputs if scheme == "int8" else 0
-
-
-def kept_in_full(architecture: Architecture, scheme: Scheme) -> tuple[str, ...]:
-    """What a quantized model holds in the model's own dtype, largest first."""
-    if scheme == "none":
-        return ()
-    left = [
-        t for t in architecture.tensors if not is_quantized(t, scheme) and t.kind in ("embedding", "linear")
-    ]
-    return tuple(t.name for t in sorted(left, key=lambda t: -t.numel * t.count))
+    left: dict[str, int] = {}
+    if plan.quantizes:
+        for one in placed(architecture, plan):
+            if one.method is None and one.tensor.kind in ("embedding", "linear"):
+                left[one.tensor.name] = left.get(one.tensor.name, 0) + one.tensor.numel
+    return tuple(sorted(left, key=lambda name: -left[name]))

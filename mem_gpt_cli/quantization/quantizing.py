@@ -1,0 +1,73 @@
+"""What quantizing one matrix takes beside it: the buffers of the moment that has most of them.
+
+Sources: bitsandbytes 0.50 ``quantize_4bit`` and ``int8_vectorwise_quant`` (``backends/default/ops.py`` on
+CPU, ``backends/cuda/ops.py``); torchao 0.18 ``choose_qparams_affine`` and ``quantize_affine``
+(``quant_primitives.py``); our own in ``packing.pack``. Sizes in bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mem_gpt_cli.quantization.cost import FP32, blocks_of, native_layout, rows_at_once
+from mem_gpt_cli.quantization.plan import Method
+
+INT64 = 8
+FP16 = 2
+
+
+def buffers(method: Method, rows: int, columns: int, dtype: str, device: str) -> Sequence[int]:
+    """Bytes of each buffer, all of which live at once, beside the matrix itself.
+
+    Args:
+        method: how it will be stored.
+        rows: outputs.
+        columns: inputs.
+        dtype: the model's, by its name in a recipe.
+        device: ``cpu`` or ``cuda``.
+    """
+    item = FP32 if dtype == "fp32" else FP16
+    if method.backend != "bitsandbytes":
+        return _affine(method, rows, columns, item)
+    weights = rows * columns
+    if device == "cuda":
+        return (weights * FP16,) if method.scheme == "int8" and dtype != "fp16" else ()
+    if method.scheme == "int8":
+        return _eight_bit(weights, rows, dtype)
+    return _four_bit(method, weights, dtype)
+
+
+def _eight_bit(weights: int, rows: int, dtype: str) -> Sequence[int]:
+    """The matrix in fp16, its product with the rows' factors in fp32, and what that is rounded to."""
+    half = () if dtype == "fp16" else (weights * FP16,)
+    return *half, rows * FP32, weights * FP32, weights * FP32
+
+
+def _four_bit(method: Method, weights: int, dtype: str) -> Sequence[int]:
+    """Blocks scaled to their maxima, the numbers of the nearest values, these as bytes and by twos.
+
+    fp4's table is not sorted: the numbers are looked up in 64 bits.
+    """
+    wide = () if dtype == "fp32" else (weights * FP32,)
+    maxima = blocks_of(method, weights) * FP32
+    if method.scheme == "fp4":
+        return *wide, maxima, weights * FP32, weights * FP32, weights * INT64, weights * INT64
+    return *wide, maxima, weights * FP32, weights * FP32, weights, weights // 2, weights // 2
+
+
+def _affine(method: Method, rows: int, columns: int, item: int) -> Sequence[int]:
+    """The codes before they are rounded, and after; of our own layout some rows at a time."""
+    if method.backend == "torchao":
+        if method.scheme == "int4":
+            return rows * columns * item, rows * columns * FP32
+        wide = FP32 if method.mapping == "symmetric" else item
+        return rows * columns * wide, rows * columns * wide
+    padded, groups = native_layout(method, columns)
+    taken = min(rows, rows_at_once(method, columns))
+    copies = 1 if padded != columns else 0
+    return (
+        *(taken * padded * item,) * copies,
+        taken * groups * item,
+        taken * padded * item,
+        taken * padded * item,
+    )
