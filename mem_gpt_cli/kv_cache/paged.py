@@ -20,6 +20,7 @@ import torch
 
 from mem_gpt_cli.errors import UnsupportedError
 from mem_gpt_cli.kv_cache.page_count import PageCount
+from mem_gpt_cli.kv_cache.paged_families import why_not_family
 from mem_gpt_cli.kv_cache.paged_pool import Pool
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 NO_END = -1
 """The end of sequence of a request that always makes all its tokens."""
+Pick = Callable[[int, torch.Tensor, Sequence[int]], int]
+"""The next token of a request: from its number, its logits, ``[1, vocabulary]``, and all tokens so far."""
 OnToken = Callable[[int, int], None]
 """Called with the number of a request and its next token."""
 
@@ -37,7 +40,7 @@ class PagedGeneration:
     Args:
         model: a causal language model of transformers whose attention is ``sdpa`` or ``eager``.
         pool: how large the pool and a step are.
-        generation: how tokens are picked; greedy unless it says more.
+        pick: how tokens are picked; ``None`` takes the likeliest.
         seed: torch's seed from here on, which transformers sets.
 
     Raises:
@@ -48,7 +51,7 @@ class PagedGeneration:
         self,
         model: torch.nn.Module,
         pool: Pool,
-        generation: GenerationConfig | None = None,
+        pick: Pick | None = None,
         seed: int = 0,
     ) -> None:
         if (reason := why_not(model)) is not None:
@@ -56,18 +59,21 @@ class PagedGeneration:
         self.pool = pool
         self.count = PageCount(pool.page_size)
         self.tokens: list[list[int]] = []
-        self._model: Any = model
-        self._attention = self._model.config._attn_implementation
+        paged: Any = model
+        self._model = paged
+        self._attention: str = self._model.config._attn_implementation
         if not _chooses_its_own_attention():
             self._model.set_attn_implementation(f"paged|{self._attention}")
         with _footprint_unchecked():
             self._manager = self._model.init_continuous_batching(
-                generation_config=generation or greedy(),
+                generation_config=_greedy(),
                 continuous_batching_config=_config(pool, seed),
             )
             self._processor: Any = self._manager._create_batch_processor()
         self._processor.inputs_and_outputs.compute_stream = None
         self._manager.batch_processor = self._processor
+        if pick is not None:
+            self._processor.model_runner._sample = self._picked_by(pick)
 
     def add(self, prompt: Sequence[int], new_tokens: int, end: int | Sequence[int] = NO_END) -> int:
         """Take a request in; returns its number. ``end`` are the tokens that it may stop at."""
@@ -107,8 +113,7 @@ class PagedGeneration:
             if "No requests can be scheduled" not in str(error):
                 raise
             raise UnsupportedError(
-                f"the pool of {self.pool.pages} pages holds none of the waiting requests: give kv_cache.pages "
-                "more"
+                f"the pool of {self.pool.pages} pages holds none of the waiting requests: give more"
             ) from error
         self._look()
         self._manager._generation_step()
@@ -148,6 +153,24 @@ class PagedGeneration:
         self._model = None
         give_back()
 
+    def _picked_by(self, pick: Pick) -> Callable[[torch.Tensor, torch.Tensor], None]:
+        """Stands for ``ModelRunner._sample``: ``scores`` are ``[1, requests, vocabulary]``."""
+
+        def sample(scores: torch.Tensor, output_ids: torch.Tensor) -> None:
+            batch = self._processor.inputs_and_outputs.requests_in_batch
+            states = [future.state for future in batch if future.has_new_token]
+            picked = [
+                pick(int(state.request_id), scores[0, row : row + 1], self._said(state))
+                for row, state in enumerate(states)
+            ]
+            output_ids[0, : len(picked)] = torch.tensor(picked, dtype=output_ids.dtype)
+
+        return sample
+
+    def _said(self, state: Any) -> list[int]:
+        """A request's tokens so far; where its pages were taken away, its prompt has the new ones too."""
+        return [*state.initial_tokens, *state.generated_tokens]
+
     def _look(self) -> None:
         scheduler = self._processor.scheduler
         stored = {name: state.position_offset for name, state in scheduler.active_requests.items()}
@@ -184,20 +207,12 @@ def why_not(model: torch.nn.Module) -> str | None:
     if not hasattr(model, "init_continuous_batching"):
         return "it has no continuous batching in transformers"
     text: Any = model.config.get_text_config()  # type: ignore[operator, union-attr]
-    windows = getattr(text, "sliding_window", None)
-    kinds = set(getattr(text, "layer_types", None) or ())
-    if kinds - {"full_attention"} or (windows is not None and not kinds):
-        return "its layers look through a sliding window, and pages are kept for the whole sequence"
-    if text.model_type not in FAMILIES:
-        return f"its attention ({text.model_type}) does not read a paged cache: choose kv_cache.kind=dynamic"
-    return None
+    windowed = getattr(text, "sliding_window", None) is not None and not getattr(text, "layer_types", None)
+    windowed |= bool(set(getattr(text, "layer_types", None) or ()) - {"full_attention"})
+    return why_not_family(text.model_type, windowed)
 
 
-FAMILIES = frozenset({"gpt2", "llama"})
-"""Families whose paged generation is held, token for token, against the plain one."""
-
-
-def greedy() -> GenerationConfig:
+def _greedy() -> GenerationConfig:
     """The likeliest token each time, to the end."""
     from transformers import GenerationConfig
 
@@ -243,13 +258,16 @@ def _chooses_its_own_attention() -> bool:
     return any(field.name == "auto_switch_to_flash" for field in fields(ContinuousBatchingConfig))
 
 
+_ENOUGH = 1 << 60
+
+
 @contextmanager
 def _footprint_unchecked() -> Iterator[None]:
     """The pool has the recipe's size, so what this machine has free is not asked, as a dry run must not."""
     from transformers.generation.continuous_batching import cache
 
     handler = cache.PagedAttentionMemoryHandler
-    with mock.patch.object(handler, "get_available_memory", lambda _: 1 << 60):
+    with mock.patch.object(handler, "get_available_memory", return_value=_ENOUGH):
         yield
 
 

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from math import ceil, lcm
 
 from mem_gpt_cli.recipe.paging import Paging
-from mem_gpt_cli.recipe.schema import Recipe
 
 ALIGNMENT = 128
 """Bytes that a sector, the unit that the pool is made of, is a multiple of."""
@@ -104,8 +103,3 @@ class PoolBytes:
         """A step's mask: every token that may be computed by every token that may be read."""
         tokens = self.pool.batch_tokens
         return tokens * (self.slots + tokens) * self.item
-
-
-def explicit_pool(recipe: Recipe) -> Pool:
-    """The pool of a recipe that says how large it is, or leaves it to its requests."""
-    return Pool.of(Paging.of(recipe), recipe.kv_cache.pages)

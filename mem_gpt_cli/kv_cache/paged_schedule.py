@@ -66,8 +66,7 @@ def schedule(paging: Paging, pool: Pool) -> Iterator[Step]:
 def _in_order(active: list[_Request], waiting: list[_Request], most: int) -> Iterator[_Request]:
     """Requests that decode, those that are being read, then those that wait, which become active."""
     ordered = sorted(active, key=lambda request: request.done < request.prompt)
-    for request in ordered[:most]:
-        yield request
+    yield from ordered[:most]
     for _ in range(most - len(ordered)):
         if not waiting:
             return

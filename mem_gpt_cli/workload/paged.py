@@ -7,11 +7,16 @@ from typing import Any
 
 import torch
 
+from mem_gpt_cli.attention.kv_heads import source_of
 from mem_gpt_cli.kv_cache.page_count import PageCount
 from mem_gpt_cli.kv_cache.paged import PagedGeneration, page_bytes
-from mem_gpt_cli.kv_cache.paged_pool import Pool, explicit_pool
+from mem_gpt_cli.kv_cache.paged_budget import pool_within
+from mem_gpt_cli.kv_cache.paged_pool import Pool
 from mem_gpt_cli.kv_cache.paged_schedule import schedule
+from mem_gpt_cli.model.build import DTYPES
 from mem_gpt_cli.model.facts import vocabulary
+from mem_gpt_cli.quantization.cost import weight_bytes
+from mem_gpt_cli.quantization.plan import plan_of
 from mem_gpt_cli.recipe.paging import Paging
 from mem_gpt_cli.recipe.schema import Recipe
 from mem_gpt_cli.workload.observer import Observer
@@ -71,8 +76,17 @@ class Paged:
 
 
 def pool_of(recipe: Recipe) -> Pool:
-    """The pool that a recipe says, or what its requests need."""
-    return explicit_pool(recipe)
+    """The pool that a recipe says, else what its requests need and ``budget.memory`` leaves room for.
+
+    Raises:
+        RecipeError: for a budget that leaves too few pages.
+        UnsupportedError: for a budget over a model whose sizes no formula knows.
+    """
+    if recipe.budget.memory is None or recipe.kv_cache.pages is not None:
+        return Pool.of(Paging.of(recipe), recipe.kv_cache.pages)
+    architecture = source_of(recipe).architecture
+    item = DTYPES[recipe.model.dtype].itemsize
+    return pool_within(recipe, architecture, weight_bytes(architecture, plan_of(recipe), item))
 
 
 def page_details(workload: Paged, model: torch.nn.Module) -> dict[str, Any]:

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from transformers.generation.logits_process import (
+    LogitsProcessorList,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
 from mem_gpt_cli.recipe.schema import Sampling
 from mem_gpt_cli.workload.inference import Pick, likeliest
@@ -24,6 +31,23 @@ def picker(sampling: Sampling, seeds: Sequence[int], lengths: Sequence[int]) -> 
     return _Sampler(sampling, seeds, lengths)
 
 
+def one_by_one(
+    sampling: Sampling, seeds: Sequence[int]
+) -> Callable[[int, torch.Tensor, Sequence[int]], int] | None:
+    """The same for requests in any order: from number, logits, ``[1, vocabulary]``, and all tokens so far.
+
+    ``None`` takes the likeliest.
+    """
+    if sampling.temperature == 0 and sampling.repetition_penalty == 1:
+        return None
+    sampler = _Sampler(sampling, seeds, [0] * len(seeds))
+
+    def pick(number: int, logits: torch.Tensor, said: Sequence[int]) -> int:
+        return sampler.pick(number, logits, torch.tensor([list(said)]))
+
+    return pick
+
+
 class _Sampler:
     """Samples row by row, on the CPU, so that the random numbers are the same on every device."""
 
@@ -34,26 +58,21 @@ class _Sampler:
         self._padding = [max(lengths) - length for length in lengths]
 
     def __call__(self, logits: torch.Tensor, sequence: torch.Tensor) -> torch.Tensor:
-        picked = [self._pick(row, logits, sequence) for row in range(len(self._generators))]
+        picked = [
+            self.pick(row, logits[row : row + 1], sequence[row : row + 1, self._padding[row] :])
+            for row in range(len(self._generators))
+        ]
         return torch.tensor(picked, device=logits.device).unsqueeze(1)
 
-    def _pick(self, row: int, logits: torch.Tensor, sequence: torch.Tensor) -> int:
-        said = sequence[row : row + 1, self._padding[row] :].cpu()
-        scores = self._warpers(said, logits[row : row + 1].float().cpu())
+    def pick(self, row: int, logits: torch.Tensor, said: torch.Tensor) -> int:
+        """The token of one row, from its logits, ``[1, vocabulary]``, and its tokens, ``[1, length]``."""
+        scores = self._warpers(said.cpu(), logits.float().cpu())
         if self._greedy:
             return int(scores.argmax())
         return int(torch.multinomial(scores.softmax(-1), 1, generator=self._generators[row]))
 
 
 def _warpers(sampling: Sampling) -> Any:
-    from transformers.generation.logits_process import (
-        LogitsProcessorList,
-        RepetitionPenaltyLogitsProcessor,
-        TemperatureLogitsWarper,
-        TopKLogitsWarper,
-        TopPLogitsWarper,
-    )
-
     found: list[Any] = []
     if sampling.repetition_penalty != 1:
         found.append(RepetitionPenaltyLogitsProcessor(float(sampling.repetition_penalty)))

@@ -18,6 +18,7 @@ from mem_gpt_cli.recipe.changing import changed
 from mem_gpt_cli.recipe.schema import Recipe, Sampling
 from mem_gpt_cli.workload.build import build
 from mem_gpt_cli.workload.generation import Completion, OnText, Prompt, Row, complete_together, decode
+from mem_gpt_cli.workload.paged_generation import complete_paged
 from mem_gpt_cli.workload.threads import intra_op_threads
 
 if TYPE_CHECKING:
@@ -102,7 +103,10 @@ class TextModel:
         for batch in self.batches(prompts):
             with intra_op_threads(self.recipe.device.threads):
                 rows = [Row(prompt, tokenizer, ends, on_text) for prompt in batch]
-                yield from complete_together(self.model, self.recipe, batch, rows, self._padding())
+                if self.recipe.kv_cache.kind == "paged":
+                    yield from complete_paged(self.model, self.recipe, batch, rows, ends)
+                else:
+                    yield from complete_together(self.model, self.recipe, batch, rows, self._padding())
 
     def with_options(self, **sections: dict[str, Any]) -> TextModel:
         """The same torch model under a recipe with other values: ``with_options(kv_cache={"kind": "none"})``.
