@@ -161,7 +161,7 @@ def _sdpa(
     if tape.autocast:
         q, k, v = (ops.cast(tape, x, tape.autocast) for x in (q, k, v))
     if mask is not None:
-        mask = tape.new(run.batch * mask.numel, q.item, "where", MASK)
+        mask = tape.new(run.mask_elements(mask), q.item, "where", MASK)
     if tape.cuda:
         from mem_gpt_cli.estimate.cuda_attention import fused_attention  # other runs start without it
 

@@ -15,6 +15,7 @@ from mem_gpt_cli.estimate.forward_pass import CacheLayer, Pass
 from mem_gpt_cli.estimate.norms import norm
 from mem_gpt_cli.estimate.parameters import Vectors, methods_of
 from mem_gpt_cli.estimate.tape import Node, Parameter, Tape, Tensor
+from mem_gpt_cli.kv_cache.cost import static_tokens
 from mem_gpt_cli.model.architecture import Architecture, Layer
 from mem_gpt_cli.quantization.plan import plan_of
 from mem_gpt_cli.recipe.schema import Recipe
@@ -51,6 +52,8 @@ class Decoder:
         self.training = recipe.task == "training"
         self.dialect = dialect_of(architecture.model_type)
         self.inner = _inner(architecture.layers)
+        self.padded = len(set(recipe.prompts)) > 1
+        self.room = static_tokens(recipe) if recipe.kv_cache.kind == "static" else None
         self.cuda = cuda
         self.weights = weights
         self.methods = methods_of(architecture, plan_of(recipe))
@@ -115,6 +118,9 @@ class Decoder:
             bias=self.bias,
             norm_weights=self.norm_weights,
             cache=cache,
+            cache_kind=self.recipe.kv_cache.kind,
+            room=self.room,
+            padded=self.padded,
         )
         embedded, x = self._embed(run, tokens)
         run.prepare()
@@ -142,11 +148,14 @@ class Decoder:
         if self.dialect.embedding_scale:
             embedded = ops.pointwise(tape, "mul", embedded)
         by_sequence = self.dialect.positions_by_sequence
-        ids = [tape.new(run.rows if by_sequence else run.tokens, INT64, "arange", INPUTS)]
+        if run.padded:
+            ids = [_positions(run)]
+        else:
+            ids = [tape.new(run.rows if by_sequence else run.tokens, INT64, "arange", INPUTS)]
         if not arch.learned_positions:
             ledger.module = ""
             return (embedded, *ids), embedded
-        if by_sequence:  # they are the sums of a mask of ones, which is held as well
+        if by_sequence and not run.padded:  # they are the sums of a mask of ones, which is held as well
             ids.append(tape.new(run.batch * (run.past + run.tokens), FP32, "ones", INPUTS))
         table = self.weight("positions", (arch.max_positions or 0) * arch.hidden)
         positions = ops.embedding(tape, table, ids[0], arch.hidden)
@@ -203,6 +212,16 @@ class Decoder:
         del labels
         tape.slot, self.ledger.module = outer, ""
         return out
+
+
+def _positions(run: Pass) -> Tensor:
+    """Positions of unlike prompts, a view of those of the whole sequences (``kv_cache.padding.positions``)."""
+    numel = run.batch * (run.past + run.tokens)
+    counted = run.tape.new(numel, INT64, "cumsum", INPUTS)
+    counted = run.tape.new(numel, INT64, "sub", INPUTS)
+    whole = run.tape.new(numel, INT64, "masked_fill", INPUTS)
+    del counted
+    return Tensor(run.rows, INT64, whole.storage)
 
 
 def _inner(layers: Sequence[Layer]) -> frozenset[int]:

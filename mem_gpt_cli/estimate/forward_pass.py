@@ -19,25 +19,29 @@ from mem_gpt_cli.model.architecture import Architecture
 class CacheLayer:
     """What one layer's cache keeps; ``tokens`` are visible, the storages may be longer.
 
-    ``window`` is the number that a sliding window's layer keeps as a tensor of its own.
+    ``beside`` are numbers that the layer keeps as tensors: a window's width, how many tokens there are, the
+    scales of what is quantized. ``item`` is the width in bytes that quantized elements are made wide to.
     """
 
     keys: Tensor
     values: Tensor
     tokens: int
-    window: Tensor | None = None
+    beside: tuple[Tensor, ...] = ()
+    item: int = 0
 
     def copy(self, tape: Tape) -> CacheLayer:
         """As much once more, in storages of its own."""
-        window = self.window and tape.copy(self.window)
-        return CacheLayer(tape.copy(self.keys), tape.copy(self.values), self.tokens, window)
+        beside = tuple(tape.copy(number) for number in self.beside)
+        return CacheLayer(tape.copy(self.keys), tape.copy(self.values), self.tokens, beside, self.item)
 
 
 @dataclass
 class Pass:
     """One forward pass: its sizes, its books and what all layers share.
 
-    ``tokens`` is the length of the input, ``past`` the tokens that a cache holds already.
+    ``tokens`` is the length of the input, ``past`` the tokens that a cache holds already. ``room`` is what a
+    static cache has room for. ``padded`` says that the sequences are of unlike lengths, so that masks and
+    positions are made for each.
     """
 
     tape: Tape
@@ -56,6 +60,9 @@ class Pass:
     bias: Callable[[str, int], Parameter | None] = field(kw_only=True)
     norm_weights: Callable[[str, int], Sequence[Parameter]] = field(kw_only=True)
     cache: dict[int, CacheLayer] | None = None
+    cache_kind: str = "dynamic"
+    room: int | None = None
+    padded: bool = False
     masks: dict[int | None, Tensor] = field(default_factory=dict)
     rotary: tuple[tuple[Tensor, Tensor], ...] = ()
 
@@ -99,15 +106,38 @@ class Pass:
 
     def keys_seen(self, window: int | None) -> int:
         """Keys that a layer's queries meet: those of the cache and of this pass."""
+        if self.room is not None:
+            room = self.room_of(window)
+            return room if window is None or self.past or self.tokens <= room else self.tokens
         past = self.past if window is None else min(self.past, window - 1)
         return past + self.tokens
 
+    def room_of(self, window: int | None) -> int:
+        """Tokens that a layer of a static cache has room for: no more than it ever looks back on."""
+        assert self.room is not None
+        return self.room if window is None else min(self.room, window)
+
+    def mask_elements(self, mask: Tensor) -> int:
+        """Elements of a mask that has all sequences."""
+        return mask.numel if self.padded else self.batch * mask.numel
+
+    def _needs_mask(self, window: int | None) -> bool:
+        """A static cache has keys of no token yet, which no flag hides from a decode step."""
+        if self.padded or (self.room is not None and self.past):
+            return True
+        keys = self.keys_seen(window)
+        if self.room is not None and (window is None or keys < window):
+            keys = self.tokens
+        return attention_cost.needs_mask(self.backend, self.tokens, keys, window)
+
     def _make_mask(self, window: int | None) -> None:
         keys = self.keys_seen(window)
-        if not attention_cost.needs_mask(self.backend, self.tokens, keys, window):
+        if not self._needs_mask(window):
             return
         outer, self.tape.slot = self.tape.slot, MASK
         mask = self.tape.new(self.tokens * keys, attention_cost.BOOL, "le")
+        if self.padded:
+            mask = self.tape.new(self.batch * mask.numel, attention_cost.BOOL, "and")
         if self.backend == "eager":
             mask = self.tape.new(self.batch * self.tokens * keys, self.item, "where")
         self.masks[window] = mask
@@ -116,7 +146,7 @@ class Pass:
     def _rotary_tables(self, width: int) -> tuple[Tensor, Tensor]:
         """Cosines and sines of every position (``LlamaRotaryEmbedding``)."""
         outer, self.tape.slot = self.tape.slot, INPUTS
-        angles = self.tape.new(self.tokens * width, FP32, "cat")
+        angles = self.tape.new((self.rows if self.padded else self.tokens) * width, FP32, "cat")
         tables = [
             ops.cast(self.tape, self.tape.new(angles.numel, FP32, name), self.item) for name in ("cos", "sin")
         ]

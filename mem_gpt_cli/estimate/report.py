@@ -14,6 +14,7 @@ from mem_gpt_cli.estimate.decoder import WIDTHS
 from mem_gpt_cli.estimate.phases import Walk, walk
 from mem_gpt_cli.estimate.work import work
 from mem_gpt_cli.kv_cache import cost as cache_cost
+from mem_gpt_cli.kv_cache.window import windowed
 from mem_gpt_cli.quantization import cost as quantization_cost
 from mem_gpt_cli.quantization.plan import plan_of
 from mem_gpt_cli.recipe import as_run, refuse_unavailable
@@ -51,6 +52,7 @@ def report_of(recipe: Recipe, source: ModelSource, architecture: Architecture) -
     """The report of a recipe whose model is known already; raises ``UnsupportedError`` as ``estimate``."""
     if not architecture.layers:
         raise UnsupportedError(f"{source.name}: a model without layers has no formula")
+    architecture = windowed(architecture, recipe)
     walked = _walk(architecture, recipe)
     card = walked.card
     moments = walked.peaks
@@ -133,6 +135,7 @@ def _cache_per_token(recipe: Recipe, architecture: Architecture) -> dict[str, in
     """What one more token of one sequence adds to the cache; for latent attention by head as well."""
     item = WIDTHS[recipe.workload.autocast] or WIDTHS[recipe.model.dtype]
     attentions = [layer.attention for layer in architecture.layers]
+    item = cache_cost.storing(recipe, item).item
     found = {"kv_cache_bytes_per_token": item * sum(map(cache_cost.elements_per_token, attentions))}
     if any(attention.kv_lora_rank for attention in attentions):
         expanded = item * sum(map(cache_cost.expanded_elements_per_token, attentions))
