@@ -1,15 +1,18 @@
 """Attention by locality-sensitive hashing, after the Reformer (arXiv:2001.04451), for pretrained decoders.
 
-What differs from the paper, because queries and keys are projections of their own here:
+A sequence is sorted several times, cut into chunks, and the queries of a chunk meet the keys of the chunk at
+their place and of the one before. In the first round the order is the sequence's own: neighbours meet. In
+each round after it the order is by bucket, then by position, and the bucket of a vector is the direction,
+among random ones and their opposites, that it is nearest to. The softmax is that over all keys that a query
+has met in any round.
 
-- both are hashed by the same random directions, each is sorted by (bucket, position) on its own, and the
-  chunk at one place of the queries' order meets the keys at that place and at the one before;
-- a token always attends to itself, as a round of its own: no row is ever empty;
-- a key counts by the share of rounds that find it, so that one bucket is full attention in any number of
-  rounds.
+Where the paper differs: its models share queries and keys, and take turns between layers that hash and layers
+of neighbours. Pretrained decoders have projections for both, so both are hashed by the same directions, each
+less its mean over the sequence (which moves no softmax, but without which most vectors of a head share a
+bucket), and each is sorted on its own. A key that several rounds find counts once, as in the paper's formula.
 
-Nothing depends on the data but the order: every size is known beforehand. Backward makes the scores again,
-round by round, so that nothing larger than queries, keys, values and output outlives the forward pass.
+No size depends on the data. Backward makes the scores again, round by round: nothing larger than queries,
+keys, values and output outlives the forward pass.
 
 Shapes: ``b`` sequences, ``n`` tokens, ``heads = g * s`` where ``s`` query heads share each of ``g`` key
 heads, width ``d``; ``c`` chunks, each with ``s * chunk`` rows of queries and ``w`` keys. A position from
@@ -18,21 +21,16 @@ heads, width ``d``; ``c`` chunks, each with ``s * chunk`` rows of queries and ``
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from mem_gpt_cli.attention.lsh_order import Order, Places, by_key_head, orders, places_of
 from mem_gpt_cli.attention.plan import Cut
 
-
-class Order(NamedTuple):
-    """One round: positions of queries, ``[b, heads, slots]``, and of keys, ``[b, g, slots]``, as sorted."""
-
-    queries: Tensor
-    keys: Tensor
+_LEAST = torch.finfo(torch.float32).min
 
 
 def attend(
@@ -51,6 +49,14 @@ def attend(
     return _Attention.apply(query, key, value, keep, cut, scale, seed)  # type: ignore[no-any-return,no-untyped-call]
 
 
+class _Inputs(NamedTuple):
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    cut: Cut
+    scale: float
+
+
 class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -63,13 +69,18 @@ class _Attention(torch.autograd.Function):
         scale: float,
         seed: int,
     ) -> Tensor:
-        orders = _orders(query, key, keep, cut, seed)
-        total = _own_scores(query, key, scale)
-        output = _own_values(value, query.shape[1])
-        for order in orders:
-            _add_round(output, total, order, (query, key, value), cut, scale)
+        inputs = _Inputs(query, key, value, cut, scale)
+        sorted_by = orders(query, key, keep, cut, seed)
+        earlier: list[Places] = []
+        output, total = _round(inputs, places_of(sorted_by[0], cut), earlier)
+        for order in sorted_by[1:]:
+            found, level = _round(inputs, places_of(order, cut), earlier)
+            total = _merge(output, total, found, level)
+            del found, level
         output = output.to(query.dtype)
-        ctx.save_for_backward(query, key, value, output, total, *(part for order in orders for part in order))
+        ctx.save_for_backward(
+            query, key, value, output, total, *(part for order in sorted_by for part in order)
+        )
         ctx.cut, ctx.scale = cut, scale
         return output
 
@@ -77,226 +88,123 @@ class _Attention(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, output, total, *parts = ctx.saved_tensors
-        orders = [Order(*parts[i : i + 2]) for i in range(0, len(parts), 2)]
+        inputs = _Inputs(query, key, value, ctx.cut, ctx.scale)
         inner = (gradient * output).sum(-1, dtype=torch.float32)
-        grads = _own_gradients(gradient, inner, total, (query, key, value), ctx.scale)
-        for order in orders:
-            _add_gradients(grads, gradient, inner, total, order, (query, key, value), ctx.cut, ctx.scale)
-        return *(g.to(query.dtype) for g in grads), None, None, None, None
+        earlier: list[Places] = []
+        sums: list[Tensor] = []
+        for i in range(0, len(parts), 2):
+            places = places_of(Order(*parts[i : i + 2]), ctx.cut)
+            _add_gradients(sums, inputs, (gradient, inner, total), places, earlier)
+        return *(x.to(query.dtype).transpose(1, 2) for x in sums), None, None, None, None
 
 
-def _orders(query: Tensor, key: Tensor, keep: Tensor | None, cut: Cut, seed: int) -> list[Order]:
-    """The order of every round; one chunk needs none but that of the positions."""
-    b, heads, n, d = query.shape
-    positions = torch.arange(cut.slots, device=query.device)
-    if keep is not None:
-        padding = torch.nn.functional.pad(~keep, (0, cut.slots - n)) if cut.slots > n else ~keep
-        positions = positions + cut.slots * padding[:, None]
-    if not cut.hashes:
-        return [Order(*(positions.expand(b, count, cut.slots) for count in (heads, key.shape[1])))]
-    generator = torch.Generator(query.device).manual_seed(seed)
-    orders = []
-    for _ in range(cut.rounds):
-        directions = torch.randn(
-            d, cut.directions, generator=generator, device=query.device, dtype=query.dtype
-        )
-        orders.append(Order(*(_sorted(_buckets(x, directions, cut), positions, cut) for x in (query, key))))
-    return orders
+def _round(inputs: _Inputs, places: Places, earlier: list[Places]) -> tuple[Tensor, Tensor]:
+    """What a round finds, ``[b, n, heads, d]``, and the log-sum-exp of its scores, ``[b, n, heads]``, in fp32.
 
-
-def _buckets(x: Tensor, directions: Tensor, cut: Cut) -> Tensor:
-    """The bucket of each vector, ``[b, heads, n]``: which direction, or its opposite, is the nearest.
-
-    Only the angle counts, so the vectors need not be normalised.
+    The round joins ``earlier``, whose finds are left out.
     """
-    near = torch.matmul(x, directions)
-    buckets, begin = None, 0
-    for width in cut.hashes:
-        part = near[..., begin : begin + width // 2]
-        nearest = torch.cat([part, -part], dim=-1).argmax(dim=-1)
-        buckets = nearest if buckets is None else buckets.mul_(width).add_(nearest)
-        begin += width // 2
-    assert buckets is not None
-    return buckets
+    weights = _scores(inputs, _rows(inputs.query, places), _keys(inputs.key, places), places, earlier)
+    highest = weights.amax(-1, keepdim=True)
+    sums = weights.sub_(highest).exp_().sum(-1, keepdim=True)
+    weights = weights.div_(sums).to(inputs.value.dtype)
+    found = torch.matmul(weights, _keys(inputs.value, places))
+    del weights
+    level = highest.add_(sums.log_()).flatten()[places.rows]
+    return found.flatten(0, 3)[places.rows].to(torch.float32), level
 
 
-def _sorted(buckets: Tensor, positions: Tensor, cut: Cut) -> Tensor:
-    """Positions by bucket, then by place in the sequence; what fills the last chunk up comes last."""
-    if cut.slots > cut.length:
-        buckets = torch.nn.functional.pad(buckets, (0, cut.slots - cut.length), value=cut.buckets)
-    keys = buckets * (2 * cut.slots) + positions
-    return keys.sort(dim=-1).values.remainder_(2 * cut.slots)
+def _merge(output: Tensor, total: Tensor, found: Tensor, level: Tensor) -> Tensor:
+    """Merge a round into the output, in place; returns the log-sum-exp of all scores so far."""
+    merged = torch.logaddexp(total, level)
+    output.mul_(total.sub_(merged).exp_()[..., None])
+    output.addcmul_(found, level.sub_(merged).exp_()[..., None])
+    return merged
 
 
-def _own_scores(query: Tensor, key: Tensor, scale: float) -> Tensor:
-    """Each query with the key of its own place, ``[b, n, heads]`` in fp32."""
-    return _products(query, key).mul_(scale).flatten(1, 2).transpose(1, 2)
-
-
-def _products(x: Tensor, y: Tensor) -> Tensor:
-    """Inner products of ``[b, heads, n, d]`` with the rows that they share, ``[b, g, n, d]``: in fp32, as
-    ``[b, g, s, n]``.
+def _scores(inputs: _Inputs, queries: Tensor, keys: Tensor, places: Places, earlier: list[Places]) -> Tensor:
+    """Scores in fp32, ``[b, g, c, s * chunk, w]``, the least number where a query may not see a key, or has
+    met it in an earlier round.
     """
-    return (_by_key_head(x, y.shape[1]) * y[:, :, None]).sum(-1, dtype=torch.float32)
+    scores = torch.matmul(queries, keys.transpose(-2, -1)).to(torch.float32).mul_(inputs.scale)
+    scores.masked_fill_(_hidden(places, earlier, inputs.cut), _LEAST)
+    earlier.append(places)
+    return scores
 
 
-def _by_key_head(x: Tensor, g: int) -> Tensor:
-    """``[b, heads, ...]`` as ``[b, g, s, ...]``."""
-    return x.view(x.shape[0], g, -1, *x.shape[2:])
+def _hidden(places: Places, earlier: Sequence[Places], cut: Cut) -> Tensor:
+    seeing = places.queries.flatten(3)
+    seeing = torch.where(seeing < cut.length, seeing, -1)  # padding sees nothing
+    hidden = places.keys[:, :, :, None] > seeing[..., None]
+    for before in earlier:
+        chunks = _rows(before.query_chunks, places)[..., None]
+        met = _keys(before.key_chunks, places)[:, :, :, None]
+        hidden.logical_or_(chunks == met)
+        hidden.logical_or_(chunks.sub(1).remainder_(cut.chunks) == met)
+    return hidden
 
 
-def _own_values(value: Tensor, heads: int) -> Tensor:
-    """The value of each token once for every query head, ``[b, n, heads, d]`` in fp32."""
-    b, g, n, d = value.shape
-    output = torch.empty(b, n, g, heads // g, d, dtype=torch.float32, device=value.device)
-    return output.copy_(value.transpose(1, 2)[:, :, :, None]).flatten(2, 3)
-
-
-class _Round(NamedTuple):
-    """Where one round's rows come from: positions of queries, ``[b, g, c, s, chunk]``, and of keys,
-    ``[b, g, c, w]``; and the row, among all of the round, of each token: ``[b, n, heads]``.
-    """
-
-    queries: Tensor
-    keys: Tensor
-    rows: Tensor
-
-
-def _round(order: Order, cut: Cut) -> _Round:
-    b, g, _ = order.keys.shape
-    shared = order.queries.shape[1] // g
-    queries = order.queries.reshape(b, g, shared, cut.chunks, cut.chunk).transpose(2, 3).contiguous()
-    keys = order.keys.reshape(b, g, cut.chunks, cut.chunk)
-    if cut.chunks > 1:
-        keys = torch.cat([keys.roll(1, dims=2), keys], dim=-1)
-    numbers = torch.arange(queries.numel(), device=queries.device).view(queries.shape).transpose(2, 3)
-    rows = torch.empty_like(order.queries, memory_format=torch.contiguous_format)
-    rows.scatter_(-1, order.queries.remainder(cut.slots), numbers.reshape(rows.shape))
-    return _Round(queries, keys, rows[..., : cut.length].transpose(1, 2).contiguous())
-
-
-def _queries(x: Tensor, places: _Round, cut: Cut) -> Tensor:
+def _rows(x: Tensor, places: Places) -> Tensor:
     """Rows of ``[b, heads, n, ...]`` in the round's order: ``[b, g, c, s * chunk, ...]``."""
     b, g, _, shared, _ = places.queries.shape
-    split = _by_key_head(x, g)
-    first, second, third = _ranges((b, g, shared), x.device)
-    at = split[
+    first, second, third = (torch.arange(size, device=x.device) for size in (b, g, shared))
+    at = by_key_head(x, g)[
         first[:, None, None, None, None],
         second[:, None, None, None],
         third[:, None],
-        _inside(places.queries, cut),
+        places.query_tokens,
     ]
     return at.flatten(3, 4)
 
 
-def _keys(x: Tensor, places: _Round, cut: Cut) -> Tensor:
-    """Rows of ``[b, g, n, d]`` in the round's order: ``[b, g, c, w, d]``."""
-    first, second = _ranges(x.shape[:2], x.device)
-    return x[first[:, None, None, None], second[:, None, None], _inside(places.keys, cut)]
-
-
-def _ranges(sizes: Sequence[int], device: torch.device) -> list[Tensor]:
-    return [torch.arange(size, device=device) for size in sizes]
-
-
-def _inside(positions: Tensor, cut: Cut) -> Tensor:
-    """Positions that can be read: padding's own, and the last one for what fills the last chunk up."""
-    return positions.remainder(cut.slots).clamp_(max=cut.length - 1)
-
-
-def _scores(query: Tensor, key: Tensor, places: _Round, cut: Cut, scale: float) -> Tensor:
-    """Scores in fp32, ``[b, g, c, s * chunk, w]``, the least number where a query may not see a key.
-
-    Its own key is no part of it (see ``_own_scores``), and padding sees nothing else.
-    """
-    scores = torch.matmul(query, key.transpose(-2, -1)).to(torch.float32).mul_(scale)
-    seeing = places.queries.flatten(3)
-    seeing = torch.where(seeing < cut.length, seeing, -1)
-    hidden = places.keys[:, :, :, None] >= seeing[..., None]
-    return scores.masked_fill_(hidden, torch.finfo(torch.float32).min)
-
-
-def _add_round(
-    output: Tensor,
-    total: Tensor,
-    order: Order,
-    inputs: tuple[Tensor, Tensor, Tensor],
-    cut: Cut,
-    scale: float,
-) -> None:
-    """Merge one round into the output and the log-sum-exp of all scores so far, both in place."""
-    query, key, value = inputs
-    places = _round(order, cut)
-    weights = _scores(_queries(query, places, cut), _keys(key, places, cut), places, cut, scale)
-    highest = weights.amax(-1, keepdim=True)
-    sums = weights.sub_(highest).exp_().sum(-1, keepdim=True)
-    weights = weights.div_(sums).to(value.dtype)
-    found = torch.matmul(weights, _keys(value, places, cut)).flatten(0, 3)[places.rows].to(torch.float32)
-    del weights
-    level = highest.add_(sums.log_()).flatten()[places.rows].sub_(math.log(cut.rounds))
-    merged = torch.logaddexp(total, level)
-    output.mul_(total.sub_(merged).exp_()[..., None])
-    output.addcmul_(found, level.sub_(merged).exp_()[..., None])
-    total.copy_(merged)
-
-
-def _own_gradients(
-    gradient: Tensor, inner: Tensor, total: Tensor, inputs: tuple[Tensor, Tensor, Tensor], scale: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """What each token's attention to itself adds to the gradients of its query, key and value, in fp32."""
-    query, key, value = inputs
-    g = key.shape[1]
-    gradient = gradient.transpose(1, 2)
-    weights = _products(query, key).mul_(scale).sub_(_by_key_head(total.transpose(1, 2), g)).exp_()
-    errors = _products(gradient, value).sub_(_by_key_head(inner.transpose(1, 2), g))
-    errors = errors.mul_(weights).mul_(scale)
-    of_query = (errors[..., None] * key[:, :, None]).flatten(1, 2)
-    of_key = (errors[..., None] * _by_key_head(query, g)).sum(2)
-    of_value = (weights[..., None] * _by_key_head(gradient, g)).sum(2)
-    return of_query, of_key, of_value
+def _keys(x: Tensor, places: Places) -> Tensor:
+    """Rows of ``[b, g, n, ...]`` in the round's order: ``[b, g, c, w, ...]``."""
+    first, second = (torch.arange(size, device=x.device) for size in x.shape[:2])
+    return x[first[:, None, None, None], second[:, None, None], places.key_tokens]
 
 
 def _add_gradients(
-    grads: tuple[Tensor, Tensor, Tensor],
-    gradient: Tensor,
-    inner: Tensor,
-    total: Tensor,
-    order: Order,
-    inputs: tuple[Tensor, Tensor, Tensor],
-    cut: Cut,
-    scale: float,
+    sums: list[Tensor],
+    inputs: _Inputs,
+    outer: tuple[Tensor, Tensor, Tensor],
+    places: Places,
+    earlier: list[Places],
 ) -> None:
-    """What one round adds to the gradients of queries, keys and values, all in place."""
-    query, key, value = inputs
-    places = _round(order, cut)
-    queries, keys = _queries(query, places, cut), _keys(key, places, cut)
-    wanted = _queries(gradient.transpose(1, 2), places, cut)
-    level = _queries(total.transpose(1, 2), places, cut).add_(math.log(cut.rounds))
-    weights = _scores(queries, keys, places, cut, scale).sub_(level[..., None]).exp_()
-    of_values = torch.matmul(weights.to(value.dtype).transpose(-2, -1), wanted)
-    _add_to_keys(grads[2], of_values, places, cut)
-    del of_values
-    errors = torch.matmul(wanted, _keys(value, places, cut).transpose(-2, -1)).to(torch.float32)
-    errors.sub_(_queries(inner.transpose(1, 2), places, cut)[..., None]).mul_(weights).mul_(scale)
+    """Add what one round gives to the gradients of queries, keys and values: ``[b, n, heads or g, d]``, fp32.
+
+    Args:
+        sums: the gradients so far, empty before the first round.
+        inputs: queries, keys and values.
+        outer: the output's gradient, its product with the output, and the log-sum-exp of all scores.
+        places: of the round.
+        earlier: the rounds before it; it joins them.
+    """
+    gradient, inner, total = (x.transpose(1, 2) for x in outer)
+    queries, keys, wanted = (
+        _rows(inputs.query, places),
+        _keys(inputs.key, places),
+        _rows(gradient, places),
+    )
+    weights = _scores(inputs, queries, keys, places, earlier).sub_(_rows(total, places)[..., None]).exp_()
+    of_values = torch.matmul(weights.to(wanted.dtype).transpose(-2, -1), wanted)
+    of_values = _of_tokens(of_values, places, inputs.cut)
+    errors = torch.matmul(wanted, _keys(inputs.value, places).transpose(-2, -1)).to(torch.float32)
+    errors.sub_(_rows(inner, places)[..., None]).mul_(weights).mul_(inputs.scale)
     del weights, wanted
-    errors = errors.to(query.dtype)
-    of_keys = torch.matmul(errors.transpose(-2, -1), queries)
+    errors = errors.to(queries.dtype)
+    of_keys = _of_tokens(torch.matmul(errors.transpose(-2, -1), queries), places, inputs.cut)
     del queries
-    _add_to_keys(grads[1], of_keys, places, cut)
-    del of_keys
-    of_queries = torch.matmul(errors, keys)
-    grads[0].add_(of_queries.flatten(0, 3)[places.rows].transpose(1, 2))
+    of_queries = torch.matmul(errors, keys).flatten(0, 3)[places.rows].to(torch.float32)
+    del errors, keys
+    new = [of_queries, of_keys, of_values]
+    if not sums:
+        sums.extend(new)
+        return
+    for total_of, part in zip(sums, new, strict=True):
+        total_of.add_(part)
 
 
-def _add_to_keys(grad: Tensor, windows: Tensor, places: _Round, cut: Cut) -> None:
-    """Add the gradients of the keys in each window, ``[b, g, c, w, d]``, to those of the tokens."""
-    own = windows
+def _of_tokens(windows: Tensor, places: Places, cut: Cut) -> Tensor:
+    """The gradients of the keys in each window, ``[b, g, c, w, d]``, as those of tokens: ``[b, n, g, d]``."""
     if cut.chunks > 1:
-        own = windows[..., cut.chunk :, :] + windows[..., : cut.chunk, :].roll(-1, dims=2)
-    keys = places.keys[..., -cut.chunk :].flatten(2)
-    rows = torch.empty_like(keys).scatter_(-1, keys.remainder(cut.slots), _numbers(keys))
-    grad.add_(own.flatten(0, 3)[rows[..., : cut.length]])
-
-
-def _numbers(like: Tensor) -> Tensor:
-    return torch.arange(like.numel(), device=like.device).view(like.shape)
+        windows = windows[..., cut.chunk :, :] + windows[..., : cut.chunk, :].roll(-1, dims=2)
+    return windows.flatten(0, 3)[places.key_rows].to(torch.float32)

@@ -14,7 +14,10 @@ _WIDEST_HASH = 16
 
 
 class Lsh(NamedTuple):
-    """LSH attention as a recipe asks for it; ``buckets`` ``None`` follows the length of the sequence."""
+    """LSH attention as a recipe asks for it; ``buckets`` ``None`` follows the length of the sequence.
+
+    ``rounds`` are those of hashing; a round that hashes nothing, of neighbours in the sequence, comes first.
+    """
 
     rounds: int
     buckets: int | None
@@ -26,19 +29,19 @@ class Lsh(NamedTuple):
         return cls(attention.rounds or ROUNDS, attention.buckets, attention.chunk or CHUNK)
 
     def cut(self, length: int) -> Cut:
-        """What becomes of a sequence of ``length`` tokens: one chunk where nothing is left to hash."""
-        if self.buckets == 1 or length <= self.chunk:
-            return Cut(length, length, 1, 1, ())
+        """What becomes of a sequence of ``length`` tokens: one chunk where all of them are neighbours."""
+        if self.buckets == 1 or length <= 2 * self.chunk:
+            return Cut(length, length, 1, 0, ())
         chunks = -(-length // self.chunk)
         buckets = self.buckets or power_of_two(BUCKETS_A_CHUNK * chunks)
         return Cut(length, self.chunk, chunks, self.rounds, factors(buckets))
 
 
 class Cut(NamedTuple):
-    """One sequence, cut: ``chunks`` of ``chunk`` tokens in each of ``rounds``.
+    """One sequence, cut: ``chunks`` of ``chunk`` tokens, in a round of neighbours and in ``rounds`` of hashing.
 
-    ``hashes`` are the buckets of each hash that is combined; their product is the number of buckets, and no
-    hash at all means that one chunk holds the whole sequence.
+    ``hashes`` are the buckets of each hash that is combined in a round; their product is the number of
+    buckets.
     """
 
     length: int
