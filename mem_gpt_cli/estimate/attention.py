@@ -9,6 +9,7 @@ from mem_gpt_cli.estimate.cache import update_cache
 from mem_gpt_cli.estimate.forward_pass import Pass
 from mem_gpt_cli.estimate.latent import latent_projections
 from mem_gpt_cli.estimate.norms import rms_norm
+from mem_gpt_cli.estimate.paged_attention import attend_paged
 from mem_gpt_cli.estimate.rotary import rotate_both
 from mem_gpt_cli.estimate.tape import Tape, Tensor
 from mem_gpt_cli.kv_cache import cost as cache_cost
@@ -26,7 +27,10 @@ def attention(run: Pass, layer: Layer, index: int, x: Tensor) -> tuple[Tensor, T
             q, k, v = projections(run, layer, index, x)
             if run.cache is not None:
                 k, v = update_cache(run, part, index, k, v)
-        output, weights = attend(run, part, q, k, v)
+        if run.pages is not None:
+            output, weights = attend_paged(run, part, q, k, v)
+        else:
+            output, weights = attend(run, part, q, k, v)
         output = attention_ops.from_heads(run.tape, output)
         output = run.project(
             output, f"layers.{index}.o", part.heads * part.value_dim, run.architecture.hidden

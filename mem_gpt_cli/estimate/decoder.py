@@ -21,6 +21,7 @@ from mem_gpt_cli.quantization.plan import plan_of
 from mem_gpt_cli.recipe.schema import Recipe
 
 if TYPE_CHECKING:
+    from mem_gpt_cli.estimate.paged_attention import Pages
     from mem_gpt_cli.estimate.cuda import CudaKernels
 
 WIDTHS = {"fp32": 4, "fp16": 2, "bf16": 2, "none": 0}
@@ -97,10 +98,16 @@ class Decoder:
         )
 
     def forward(
-        self, tape: Tape, tokens: Tensor, *, cache: dict[int, CacheLayer] | None = None, past: int = 0
+        self,
+        tape: Tape,
+        tokens: Tensor,
+        *,
+        cache: dict[int, CacheLayer] | None = None,
+        past: int = 0,
+        pages: Pages | None = None,
     ) -> Tensor:
         """The last hidden states, normalised: ``[batch, tokens, hidden]``."""
-        arch, batch = self.architecture, self.recipe.workload.batch
+        arch, batch = self.architecture, 1 if pages else self.recipe.workload.batch
         run = Pass(
             tape=tape,
             architecture=arch,
@@ -120,7 +127,8 @@ class Decoder:
             cache=cache,
             cache_kind=self.recipe.kv_cache.kind,
             room=self.room,
-            padded=self.padded,
+            padded=self.padded and not pages,
+            pages=pages,
         )
         embedded, x = self._embed(run, tokens)
         run.prepare()
@@ -148,7 +156,9 @@ class Decoder:
         if self.dialect.embedding_scale:
             embedded = ops.pointwise(tape, "mul", embedded)
         by_sequence = self.dialect.positions_by_sequence
-        if run.padded:
+        if run.pages:
+            ids = [tokens]  # positions are static inputs too
+        elif run.padded:
             ids = [_positions(run)]
         else:
             ids = [tape.new(run.rows if by_sequence else run.tokens, INT64, "arange", INPUTS)]

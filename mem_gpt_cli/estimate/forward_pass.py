@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from mem_gpt_cli.attention import cost as attention_cost
 from mem_gpt_cli.estimate import ops
@@ -13,6 +14,10 @@ from mem_gpt_cli.estimate.dialect import Dialect
 from mem_gpt_cli.estimate.tape import Parameter, Tape, Tensor
 from mem_gpt_cli.kv_cache import cost as cache_cost
 from mem_gpt_cli.model.architecture import Architecture
+
+
+if TYPE_CHECKING:
+    from mem_gpt_cli.estimate.paged_attention import Pages
 
 
 @dataclass
@@ -41,7 +46,7 @@ class Pass:
 
     ``tokens`` is the length of the input, ``past`` the tokens that a cache holds already. ``room`` is what a
     static cache has room for. ``padded`` says that the sequences are of unlike lengths, so that masks and
-    positions are made for each.
+    positions are made for each. ``pages`` are those of a paged cache, which brings positions and mask.
     """
 
     tape: Tape
@@ -63,6 +68,7 @@ class Pass:
     cache_kind: str = "dynamic"
     room: int | None = None
     padded: bool = False
+    pages: Pages | None = None
     masks: dict[int | None, Tensor] = field(default_factory=dict)
     rotary: tuple[tuple[Tensor, Tensor], ...] = ()
 
@@ -97,7 +103,7 @@ class Pass:
         """Make what all layers share: a mask for each width of window, the rotary tables."""
         layers = self.architecture.layers
         spans = {cache_cost.span(layer.attention) for layer in layers}
-        for width in spans:
+        for width in () if self.pages else spans:
             self._make_mask(width)
         widths = [layer.attention.rotary_dim for layer in layers if layer.attention.rotary_dim]
         if widths:

@@ -9,6 +9,7 @@ from mem_gpt_cli.estimate.books import INPUTS, INT64, Ledger, Moment
 from mem_gpt_cli.estimate.decoder import WIDTHS, Decoder
 from mem_gpt_cli.estimate.generation import generate
 from mem_gpt_cli.estimate.loading import load
+from mem_gpt_cli.estimate.paged import serve
 from mem_gpt_cli.estimate.training import train
 from mem_gpt_cli.model.architecture import Architecture
 from mem_gpt_cli.quantization import cost as quantization_cost
@@ -49,6 +50,9 @@ def walk(
     ledger.enter("load")
     weights = load(ledger, architecture, recipe, WIDTHS[recipe.model.dtype], cuda)
     decoder = Decoder(architecture, recipe, ledger, weights, cuda)
+    if recipe.kv_cache.kind == "paged":
+        serve(decoder)
+        return Walk(ledger.peaks, ledger.highest)
     tape = decoder.tape(recording=False)
     tokens = tape.new(recipe.workload.batch * recipe.lengths.prompt, INT64, "tokens", INPUTS)
     if recipe.task == "training":
