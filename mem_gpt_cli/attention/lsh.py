@@ -99,7 +99,7 @@ class _Attention(torch.autograd.Function):
 
 
 def _round(inputs: _Inputs, places: Places, earlier: list[Places]) -> tuple[Tensor, Tensor]:
-    """What a round finds, ``[b, n, heads, d]``, and the log-sum-exp of its scores, ``[b, n, heads]``, in fp32.
+    """What a round finds, ``[b, n, heads, d]``, and its scores' log-sum-exp, ``[b, n, heads]``, in fp32.
 
     The round joins ``earlier``, whose finds are left out.
     """

@@ -75,8 +75,8 @@ def orders(query: Tensor, key: Tensor, keep: Tensor | None, cut: Cut, seed: int)
 
 
 def _buckets(x: Tensor, keep: Tensor | None, directions: Tensor, cut: Cut) -> Tensor:
-    """The bucket of each vector, less the mean of all, ``[b, heads, n]``: which direction, or its opposite, is
-    the nearest. Only the angle counts, so that vectors need not be normalised.
+    """The bucket of each vector, less the mean of all, ``[b, heads, n]``: which direction, or its opposite,
+    is the nearest. Only the angle counts, so that vectors need not be normalised.
     """
     near = torch.matmul(x, directions)
     if keep is None:

@@ -38,7 +38,7 @@ class Lsh(NamedTuple):
 
 
 class Cut(NamedTuple):
-    """One sequence, cut: ``chunks`` of ``chunk`` tokens, in a round of neighbours and in ``rounds`` of hashing.
+    """One sequence, cut: ``chunks`` of ``chunk`` tokens, in a round of neighbours and ``rounds`` of hashing.
 
     ``hashes`` are the buckets of each hash that is combined in a round; their product is the number of
     buckets.
