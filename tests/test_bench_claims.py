@@ -116,7 +116,6 @@ def test_a_sweep_prints_and_keeps_its_claims(
             SWEEP.replace("CELL", "sdpa") + "    - {name: b, of: {attention.backend: sdpa}}\n",
             "has a claim already",
         ),
-        (SWEEP.replace("attention.backend: CELL", "kv_cache.kind: none"), "is not swept"),
         (SWEEP.replace("CELL", "sdpa").replace("99", "100"), "memory_saved_percent"),
     ],
 )

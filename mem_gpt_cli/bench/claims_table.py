@@ -25,7 +25,7 @@ def claims_table(rows: Sequence[Row]) -> Iterator[RenderableType]:
         return
     table = plain_table()
     table.show_header = True
-    table.add_column("claim, measured", width=26, overflow="fold")
+    table.add_column("claimed, measured", width=23, overflow="fold")
     for aspect in ASPECTS:
         table.add_column(_HEADINGS[aspect.name], width=17, overflow="fold")
     for row in claimed:

@@ -126,7 +126,7 @@ def _check_keys(recipe: Recipe, sweep: Sweep) -> None:
     swept = {*sweep.axes, *(key for entry in sweep.cells for key in entry)}
     for path, key in mentions:
         overlapping = [axis for axis in sweep.axes if _overlap(axis, key) and path[1:] != ("axes", axis)]
-        if path[1] in ("exclude", "baseline", "claims") and key not in swept:
+        if path[1] in ("exclude", "baseline") and key not in swept:
             findings.note(path, f"is not swept: use a key of the axes or cells ({', '.join(sorted(swept))})")
         elif path[1] in ("axes", "cells") and overlapping:
             findings.note(path, f"is swept by sweep.axes.{overlapping[0]} too: keep one of the two")
