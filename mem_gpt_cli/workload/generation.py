@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
+from transformers import TextStreamer
 
 from mem_gpt_cli.recipe import refuse_unavailable
 from mem_gpt_cli.recipe.changing import for_prompts
@@ -67,7 +68,7 @@ class Row:
         self._prompt = prompt
         self._tokenizer = tokenizer
         self._ends = ends
-        self._stream = _stream(tokenizer, lambda piece: on_text(prompt, piece)) if on_text else None
+        self._stream = _Stream(tokenizer, lambda piece: on_text(prompt, piece)) if on_text else None
         self._tokens: list[int] = []
         self._begun = time.perf_counter()
 
@@ -101,16 +102,17 @@ def decode(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int]) -> str:
     return str(tokenizer.decode(list(tokens), skip_special_tokens=True))
 
 
-def _stream(tokenizer: PreTrainedTokenizerBase, tell: Callable[[str], None]) -> Any:
+class _Stream(TextStreamer):  # type: ignore[misc]
     """transformers' streamer, which holds back what the next token may still change."""
-    from transformers import TextStreamer
 
-    class Stream(TextStreamer):  # type: ignore[misc]
-        def on_finalized_text(self, text: str, stream_end: bool = False) -> None:  # noqa: ARG002
-            if text:
-                tell(text)
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, tell: Callable[[str], None]) -> None:
+        super().__init__(tokenizer, skip_special_tokens=True)
+        self._tell = tell
 
-    return Stream(tokenizer, skip_special_tokens=True)
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:  # noqa: ARG002
+        """Pass on what is settled."""
+        if text:
+            self._tell(text)
 
 
 def complete_together(
