@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mem_gpt_cli.attention.lsh_order import Order, Places, by_key_head, orders, places_of
+from mem_gpt_cli.attention.lsh_order import Chunks, Order, Places, by_key_head, orders, places_of
 from mem_gpt_cli.attention.plan import Cut
 
 _LEAST = torch.finfo(torch.float32).min
@@ -71,7 +71,7 @@ class _Attention(torch.autograd.Function):
     ) -> Tensor:
         inputs = _Inputs(query, key, value, cut, scale)
         sorted_by = orders(query, key, keep, cut, seed)
-        earlier: list[Places] = []
+        earlier: list[Chunks] = []
         output, total = _round(inputs, places_of(sorted_by[0], cut), earlier)
         for order in sorted_by[1:]:
             found, level = _round(inputs, places_of(order, cut), earlier)
@@ -90,7 +90,7 @@ class _Attention(torch.autograd.Function):
         query, key, value, output, total, *parts = ctx.saved_tensors
         inputs = _Inputs(query, key, value, ctx.cut, ctx.scale)
         inner = (gradient * output).sum(-1, dtype=torch.float32)
-        earlier: list[Places] = []
+        earlier: list[Chunks] = []
         sums: list[Tensor] = []
         for i in range(0, len(parts), 2):
             places = places_of(Order(*parts[i : i + 2]), ctx.cut)
@@ -98,7 +98,7 @@ class _Attention(torch.autograd.Function):
         return *(x.to(query.dtype).transpose(1, 2) for x in sums), None, None, None, None
 
 
-def _round(inputs: _Inputs, places: Places, earlier: list[Places]) -> tuple[Tensor, Tensor]:
+def _round(inputs: _Inputs, places: Places, earlier: list[Chunks]) -> tuple[Tensor, Tensor]:
     """What a round finds, ``[b, n, heads, d]``, and its scores' log-sum-exp, ``[b, n, heads]``, in fp32.
 
     The round joins ``earlier``, whose finds are left out.
@@ -121,23 +121,24 @@ def _merge(output: Tensor, total: Tensor, found: Tensor, level: Tensor) -> Tenso
     return merged
 
 
-def _scores(inputs: _Inputs, queries: Tensor, keys: Tensor, places: Places, earlier: list[Places]) -> Tensor:
+def _scores(inputs: _Inputs, queries: Tensor, keys: Tensor, places: Places, earlier: list[Chunks]) -> Tensor:
     """Scores in fp32, ``[b, g, c, s * chunk, w]``, the least number where a query may not see a key, or has
     met it in an earlier round.
     """
     scores = torch.matmul(queries, keys.transpose(-2, -1)).to(torch.float32).mul_(inputs.scale)
+    del queries, keys  # a forward pass holds them nowhere else
     scores.masked_fill_(_hidden(places, earlier, inputs.cut), _LEAST)
-    earlier.append(places)
+    earlier.append(places.chunks)
     return scores
 
 
-def _hidden(places: Places, earlier: Sequence[Places], cut: Cut) -> Tensor:
+def _hidden(places: Places, earlier: Sequence[Chunks], cut: Cut) -> Tensor:
     seeing = places.queries.flatten(3)
     seeing = torch.where(seeing < cut.length, seeing, -1)  # padding sees nothing
     hidden = places.keys[:, :, :, None] > seeing[..., None]
     for before in earlier:
-        chunks = _rows(before.query_chunks, places)[..., None]
-        met = _keys(before.key_chunks, places)[:, :, :, None]
+        chunks = _rows(before.queries, places)[..., None]
+        met = _keys(before.keys, places)[:, :, :, None]
         hidden.logical_or_(chunks == met)
         hidden.logical_or_(chunks.sub(1).remainder_(cut.chunks) == met)
     return hidden
@@ -167,7 +168,7 @@ def _add_gradients(
     inputs: _Inputs,
     outer: tuple[Tensor, Tensor, Tensor],
     places: Places,
-    earlier: list[Places],
+    earlier: list[Chunks],
 ) -> None:
     """Add what one round gives to the gradients of queries, keys and values: ``[b, n, heads or g, d]``, fp32.
 

@@ -20,6 +20,13 @@ class Order(NamedTuple):
     keys: Tensor
 
 
+class Chunks(NamedTuple):
+    """The chunk of each token in a round, as a query, ``[b, heads, n]``, and as a key, ``[b, g, n]``."""
+
+    queries: Tensor
+    keys: Tensor
+
+
 class Places(NamedTuple):
     """One round, cut into chunks.
 
@@ -30,7 +37,7 @@ class Places(NamedTuple):
             fills the last chunk up is read as the last token.
         rows: of each token as a query, among all rows of the round: ``[b, n, heads]``.
         key_rows: of each token as a key, among the keys of all chunks: ``[b, n, g]``.
-        query_chunks, key_chunks: the chunk of each token, ``[b, heads, n]`` and ``[b, g, n]``.
+        chunks: the chunk of each token.
     """
 
     queries: Tensor
@@ -39,8 +46,7 @@ class Places(NamedTuple):
     key_tokens: Tensor
     rows: Tensor
     key_rows: Tensor
-    query_chunks: Tensor
-    key_chunks: Tensor
+    chunks: Chunks
 
 
 def by_key_head(x: Tensor, g: int) -> Tensor:
@@ -120,8 +126,10 @@ def places_of(order: Order, cut: Cut) -> Places:
         _readable(windows, cut),
         rows.transpose(1, 2).contiguous(),
         key_rows.transpose(1, 2).contiguous(),
-        rows.div(rows_a_chunk, rounding_mode="floor").remainder_(cut.chunks),
-        key_rows.div(cut.chunk, rounding_mode="floor").remainder_(cut.chunks),
+        Chunks(
+            rows.div(rows_a_chunk, rounding_mode="floor").remainder_(cut.chunks),
+            key_rows.div(cut.chunk, rounding_mode="floor").remainder_(cut.chunks),
+        ),
     )
 
 
