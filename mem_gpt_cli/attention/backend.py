@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from mem_gpt_cli.attention.cost import NO_FLASH
+from mem_gpt_cli.attention.cost import LSH_NOT_TAKEN, NO_FLASH
 from mem_gpt_cli.attention.lsh_interface import register
 from mem_gpt_cli.attention.plan import Lsh
 from mem_gpt_cli.errors import UnsupportedError
@@ -59,10 +59,7 @@ def check_attention(model: torch.nn.Module, recipe: Recipe) -> None:
         UnsupportedError: for such a model where the recipe wants memgpt's attention.
     """
     if recipe.attention.backend == "lsh" and not getattr(model, "_supports_attention_backend", False):
-        raise UnsupportedError(
-            f"attention.backend: {type(model).__name__} in transformers takes no attention but its own, so "
-            "lsh cannot run: choose eager"
-        )
+        raise UnsupportedError(LSH_NOT_TAKEN)
 
 
 def attention_note(model: torch.nn.Module, recipe: Recipe) -> tuple[str, ...]:

@@ -12,6 +12,11 @@ NO_FLASH = (
 )
 """Why a recipe that allows flash alone is refused."""
 FLASH_CAPABILITY = (8, 0)
+LSH_NOT_TAKEN = (
+    "attention.backend: transformers' code for this model computes its attention itself, so lsh cannot run: "
+    "choose eager"
+)
+"""Why a model whose code takes no registered attention is refused."""
 LSH_NO_DROPOUT = (
     "attention.backend: lsh knows no dropout of attention weights: set it to 0 in model.config (attn_pdrop "
     "for GPT-2, attention_dropout for most others), or model.dropout=0, or choose sdpa"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from mem_gpt_cli.attention import cost as attention_cost
+from mem_gpt_cli.errors import UnsupportedError
 from mem_gpt_cli.estimate import attention_ops, ops
 from mem_gpt_cli.estimate.books import ATTENTION, FP32, MASK, NORM, RESIDUAL, SCORES
 from mem_gpt_cli.estimate.cache import update_cache
@@ -81,10 +82,29 @@ def attend(run: Pass, part: Attention, q: Tensor, k: Tensor, v: Tensor) -> tuple
     mask = run.masks.get(cache_cost.span(part))
     dropout = run.dropout(part.dropout)
     equal = part.head_dim == part.value_dim
+    if run.hashes(cache_cost.span(part)):
+        return _lsh(run, part, (q, k, v), dropout), None
     choice = attention_cost.kernel(run.backend, run.device, dropout=dropout, equal_widths=equal)
     if choice == "eager":
         return _eager(run, part, q, k, v, keys, mask, dropout)
     return _sdpa(run, part, q, k, v, keys, mask, dropout, fused=choice == "fused"), None
+
+
+def _lsh(run: Pass, part: Attention, inputs: tuple[Tensor, Tensor, Tensor], dropout: float) -> Tensor:
+    """LSH attention of a sequence to itself; raises ``UnsupportedError`` as the code does."""
+    if dropout:
+        raise UnsupportedError(attention_cost.LSH_NO_DROPOUT)
+    from mem_gpt_cli.estimate.attention_lsh import Sizes, lsh_attention  # other runs start without it
+
+    tape = run.tape
+    assert run.lsh is not None
+    if tape.autocast:
+        inputs = tuple(ops.cast(tape, x, tape.autocast) for x in inputs)  # type: ignore[assignment]
+    heads = part.heads if part.kv_lora_rank is not None else part.kv_heads
+    cut = run.lsh.cut(run.tokens)
+    return lsh_attention(
+        tape, inputs, Sizes(cut, run.batch, part.heads, heads, part.head_dim, inputs[0].item)
+    )
 
 
 def _groups(part: Attention) -> int:

@@ -7,10 +7,13 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+from mem_gpt_cli.attention.cost import LSH_NOT_TAKEN
+from mem_gpt_cli.attention.plan import Lsh
+from mem_gpt_cli.errors import UnsupportedError
 from mem_gpt_cli.estimate import ops
 from mem_gpt_cli.estimate.blocks import block
 from mem_gpt_cli.estimate.books import FP32, INPUTS, INT64, LOGITS, Ledger, Storage
-from mem_gpt_cli.estimate.dialect import dialect_of
+from mem_gpt_cli.estimate.dialect import Dialect, dialect_of
 from mem_gpt_cli.estimate.forward_pass import CacheLayer, Pass
 from mem_gpt_cli.estimate.norms import norm
 from mem_gpt_cli.estimate.parameters import Vectors, methods_of
@@ -21,8 +24,8 @@ from mem_gpt_cli.quantization.plan import plan_of
 from mem_gpt_cli.recipe.schema import Recipe
 
 if TYPE_CHECKING:
-    from mem_gpt_cli.estimate.paged_attention import Pages
     from mem_gpt_cli.estimate.cuda import CudaKernels
+    from mem_gpt_cli.estimate.paged_attention import Pages
 
 WIDTHS = {"fp32": 4, "fp16": 2, "bf16": 2, "none": 0}
 
@@ -113,6 +116,7 @@ class Decoder:
             architecture=arch,
             dialect=self.dialect,
             backend=self.recipe.attention.backend if self.dialect.sdpa else "eager",
+            lsh=_lsh(self.recipe, self.dialect),
             threads=self.recipe.device.threads or os.cpu_count() or 1,
             device=self.recipe.device.type,
             experts=self.recipe.model.experts,
@@ -232,6 +236,15 @@ def _positions(run: Pass) -> Tensor:
     whole = run.tape.new(numel, INT64, "masked_fill", INPUTS)
     del counted
     return Tensor(run.rows, INT64, whole.storage)
+
+
+def _lsh(recipe: Recipe, dialect: Dialect) -> Lsh | None:
+    """How the recipe hashes; raises ``UnsupportedError`` for code that takes no other attention."""
+    if recipe.attention.backend != "lsh":
+        return None
+    if not dialect.sdpa:
+        raise UnsupportedError(LSH_NOT_TAKEN)
+    return Lsh.of(recipe.attention)
 
 
 def _inner(layers: Sequence[Layer]) -> frozenset[int]:

@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from mem_gpt_cli.attention import cost as attention_cost
+from mem_gpt_cli.attention.plan import Lsh
 from mem_gpt_cli.estimate import ops
 from mem_gpt_cli.estimate.books import FP32, INPUTS, MASK
 from mem_gpt_cli.estimate.dialect import Dialect
 from mem_gpt_cli.estimate.tape import Parameter, Tape, Tensor
 from mem_gpt_cli.kv_cache import cost as cache_cost
 from mem_gpt_cli.model.architecture import Architecture
-
 
 if TYPE_CHECKING:
     from mem_gpt_cli.estimate.paged_attention import Pages
@@ -60,6 +60,7 @@ class Pass:
     batch: int
     tokens: int
     past: int = 0
+    lsh: Lsh | None = None
     training: bool = False
     weight: Callable[[str, int], Parameter] = field(kw_only=True)
     bias: Callable[[str, int], Parameter | None] = field(kw_only=True)
@@ -127,8 +128,16 @@ class Pass:
         """Elements of a mask that has all sequences."""
         return mask.numel if self.padded else self.batch * mask.numel
 
+    def hashes(self, window: int | None) -> bool:
+        """Whether a sequence attends to itself by hashing (``lsh_interface.lsh_mask``)."""
+        if self.lsh is None or self.tokens == 1 or self.past or (self.room is not None and self.padded):
+            return False
+        return window is None or self.keys_seen(window) < window
+
     def _needs_mask(self, window: int | None) -> bool:
         """A static cache has keys of no token yet, which no flag hides from a decode step."""
+        if self.hashes(window):
+            return False
         if self.padded or (self.room is not None and self.past):
             return True
         keys = self.keys_seen(window)
