@@ -17,6 +17,7 @@ from mem_gpt_cli.kv_cache import cost as cache_cost
 from mem_gpt_cli.kv_cache.window import windowed
 from mem_gpt_cli.quantization import cost as quantization_cost
 from mem_gpt_cli.quantization.plan import plan_of
+from mem_gpt_cli.quantization.saved import as_saved
 from mem_gpt_cli.recipe import as_run, refuse_unavailable
 from mem_gpt_cli.recipe.schema import Recipe
 from mem_gpt_cli.report.model import (
@@ -45,6 +46,7 @@ def estimate(recipe: Recipe) -> MemoryReport:
     """
     refuse_unavailable(recipe, "estimate")
     source = source_of(recipe)
+    recipe = as_saved(recipe, source)
     return report_of(recipe, source, source.architecture)
 
 

@@ -14,6 +14,10 @@ from mem_gpt_cli.model.families import read_architecture
 Origin = Literal["catalogue", "path", "gguf", "embedded", "hub"]
 
 
+QUANTIZATION_KEY = "memgpt_quantization"
+"""The key of a saved config that says how its weights are quantized."""
+
+
 @dataclass(frozen=True)
 class ModelSource:
     """One model, found: its config and, where they are local, its weights.
@@ -32,6 +36,12 @@ class ModelSource:
     weights_are_local: bool = False
     source: str | None = None
     notes: tuple[str, ...] = ()
+
+    @property
+    def saved_quantization(self) -> Mapping[str, Any] | None:
+        """How the weights of a saved folder are quantized already, as a recipe's section; ``None``: not."""
+        found = self.config.get(QUANTIZATION_KEY)
+        return found if isinstance(found, Mapping) and self.weights_are_local else None
 
     @cached_property
     def architecture(self) -> Architecture:

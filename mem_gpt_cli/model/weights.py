@@ -5,21 +5,20 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import torch
 
 from mem_gpt_cli.errors import EnvironmentUnavailableError
+from mem_gpt_cli.model.gguf_weights import Read, gguf_tensors
 from mem_gpt_cli.model.safetensors_file import read_header, read_tensors
 from mem_gpt_cli.model.source import ModelSource
 from mem_gpt_cli.recipe.schema import Recipe
 
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
-QUANTIZATION_KEY = "memgpt_quantization"
-"""The key of a saved config that says how its weights are quantized."""
 
 
 def wants_real_weights(source: ModelSource, recipe: Recipe) -> bool:
@@ -34,8 +33,9 @@ Convert = Callable[[str, torch.Tensor], Iterable[tuple[str, torch.Tensor]]]
 class StoredWeights:
     """The weights beside a model's config, by the names that the model has for them.
 
-    A memory-mapped file is read, never held. Where the names in the file are those of the model, no further
-    tensor is made; else transformers' loader translates them, and its tensors live until they are taken.
+    A memory-mapped file is read, never held, and GGUF is unpacked one tensor at a time. Where the names in
+    the file are those of the model, no further tensor is made; else transformers' loader translates them, and
+    its tensors live until they are taken.
 
     Args:
         model: the model whose names count, before anything in it is replaced.
@@ -82,7 +82,7 @@ class StoredWeights:
             raise self._lacking(missing)
 
     def _converted(self, name: str) -> Iterable[tuple[str, torch.Tensor]]:
-        tensor = self._stored.pop(name)
+        tensor = self._stored.pop(name)()
         return [(name, tensor)] if self._convert is None else self._convert(name, tensor)
 
     def _copy(self, name: str, target: torch.Tensor, tensor: torch.Tensor) -> None:
@@ -102,23 +102,21 @@ class StoredWeights:
         )
 
 
-def _stored(model: torch.nn.Module, source: ModelSource) -> Iterator[tuple[str, torch.Tensor]]:
-    """Each stored tensor with its name in the model."""
+def _stored(model: torch.nn.Module, source: ModelSource) -> Mapping[str, Read]:
+    """How to read each stored tensor, by its name in the model."""
     if source.gguf_file is not None:
-        yield from _from_gguf(source.gguf_file, model)
-        return
+        return gguf_tensors(source.gguf_file, model)
     assert source.folder is not None, "weights_are_local without a folder"
     names = _names_in(source.folder)
-    if names and (saved_quantization(source) or set(_canonical(_own_tensors(model))) <= set(names)):
-        yield from _from_safetensors(names)
+    if names and (source.saved_quantization or set(_canonical(_own_tensors(model))) <= set(names)):
+        tensors = _from_safetensors(names)
     else:
-        yield from _from_transformers(source.folder, model)
+        tensors = _from_transformers(source.folder, model)
+    return {name: partial(_itself, tensor) for name, tensor in tensors}
 
 
-def saved_quantization(source: ModelSource) -> Mapping[str, Any] | None:
-    """How the weights of a saved folder are quantized already, as a recipe's section; ``None``: not."""
-    found = source.config.get(QUANTIZATION_KEY)
-    return found if isinstance(found, Mapping) else None
+def _itself(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor
 
 
 def _own_tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -144,21 +142,9 @@ def _names_in(folder: Path) -> dict[str, Path]:
 
 
 def _from_safetensors(names: Mapping[str, Path]) -> Iterator[tuple[str, torch.Tensor]]:
-    """Each stored tensor for as long as it takes to copy it."""
+    """Each stored tensor, as a view of the mapped file."""
     for path in sorted(set(names.values())):
         yield from read_tensors(path)
-
-
-def _from_gguf(path: Path, model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """Each tensor of a GGUF file, unpacked to fp32 by transformers, in memory of numpy, not of torch."""
-    from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
-
-    with _without_progress_bars():
-        tensors: dict[str, torch.Tensor] = load_gguf_checkpoint(
-            str(path), return_tensors=True, model_to_load=model
-        )["tensors"]
-    while tensors:
-        yield tensors.popitem()
 
 
 def _from_transformers(folder: Path, model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
@@ -186,17 +172,12 @@ def _from_transformers(folder: Path, model: torch.nn.Module) -> Iterator[tuple[s
 @contextmanager
 def _without_progress_bars() -> Iterator[None]:
     """transformers draws bars on stderr, where the command line shows its own progress."""
-    from transformers import modeling_gguf_pytorch_utils
     from transformers.utils import logging
-
-    def plain(items: Any, **_: Any) -> Any:
-        return items
 
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
-        with mock.patch.object(modeling_gguf_pytorch_utils, "tqdm", plain):
-            yield
+        yield
     finally:
         if shown:
             logging.enable_progress_bar()

@@ -25,6 +25,7 @@ from mem_gpt_cli.profile.run import Job
 from mem_gpt_cli.profile.speed import CleanRun, clean_run
 from mem_gpt_cli.quality import measure as quality
 from mem_gpt_cli.quantization.modules import parameter_count
+from mem_gpt_cli.quantization.saved import as_saved
 from mem_gpt_cli.recipe import as_run, refuse_unavailable
 from mem_gpt_cli.recipe.schema import Recipe
 from mem_gpt_cli.report import PHASES, MemoryReport, Phase
@@ -87,6 +88,7 @@ def prepare(recipe: Recipe) -> Job:
     refuse_unavailable(recipe, "profile")
     device = find_device(recipe.device)
     source = source_of(recipe)
+    recipe = as_saved(recipe, source)
     meta = build_on_meta(source, recipe)
     refuse_beyond_positions(source, recipe, meta)
     return Job(

@@ -73,7 +73,7 @@ class FourBitLinear(QuantizedLayer, bitsandbytes.nn.Linear4bit):  # type: ignore
             device="meta",
         )
         self.method, self.dtype = method, dtype
-        self.bias = bias
+        self.register_parameter("bias", bias)
         self.support_avx512bf16_for_cpu = False
 
     @torch.no_grad()
@@ -152,7 +152,7 @@ class EightBitLinear(QuantizedLayer, bitsandbytes.nn.Linear8bitLt):  # type: ign
     ) -> None:
         super().__init__(columns, rows, bias=False, has_fp16_weights=False, threshold=0.0, device="meta")
         self.method, self.dtype = method, dtype
-        self.bias = bias
+        self.register_parameter("bias", bias)
 
     @torch.no_grad()
     def quantize(self, matrix: Tensor) -> None:

@@ -99,7 +99,9 @@ class NativeLinear(_Native):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[..., in_features]`` to ``[..., out_features]``."""
-        product: Tensor = _Product.apply(x, self.codes, self.scale, self.zero, self.bias, self.layout)  # type: ignore[no-untyped-call]
+        product: Tensor = _Product.apply(  # type: ignore[no-untyped-call]
+            x, self.codes, self.scale, self.zero, self.bias, self.layout
+        )
         return product
 
 
@@ -113,9 +115,8 @@ class NativeEmbedding(_Native):
     def forward(self, ids: Tensor) -> Tensor:
         """``[...]`` to ``[..., embedding_dim]``."""
         flat = ids.reshape(-1)
-        chosen = Packed(
-            *(None if part is None else functional.embedding(flat, part) for part in self._packed())
-        )  # type: ignore[arg-type]
+        zero = None if self.zero is None else functional.embedding(flat, self.zero)
+        chosen = Packed(functional.embedding(flat, self.codes), functional.embedding(flat, self.scale), zero)
         return unpack(chosen, self.layout).reshape(*ids.shape, self.layout.columns)
 
 
@@ -167,4 +168,5 @@ def _pieces(packed: Packed, layout: Layout) -> Iterator[tuple[slice, Packed]]:
     step = rows_at_once(layout)
     for first in range(0, layout.rows, step):
         rows = slice(first, min(first + step, layout.rows))
-        yield rows, Packed(*(None if part is None else part[rows] for part in packed))  # type: ignore[arg-type]
+        zero = None if packed.zero is None else packed.zero[rows]
+        yield rows, Packed(packed.codes[rows], packed.scale[rows], zero)

@@ -112,7 +112,7 @@ def unpack(packed: Packed, layout: Layout) -> torch.Tensor:
         codes = _one_a_byte(codes)
         if layout.symmetric:
             codes.sub_(_MIDDLE)
-    values = dequantize_affine(
+    values: torch.Tensor = dequantize_affine(
         codes,
         (1, layout.group),
         packed.scale,
@@ -127,7 +127,8 @@ def unpack(packed: Packed, layout: Layout) -> torch.Tensor:
 def _two_a_byte(codes: torch.Tensor) -> torch.Tensor:
     """``[rows, padded]`` int8 from 0 to 15 as ``[rows, padded / 2]`` uint8."""
     codes = codes.view(torch.uint8)
-    return (codes[:, 1::2] << 4).bitwise_or_(codes[:, ::2])
+    packed: torch.Tensor = (codes[:, 1::2] << 4).bitwise_or_(codes[:, ::2])
+    return packed
 
 
 def _one_a_byte(codes: torch.Tensor) -> torch.Tensor:

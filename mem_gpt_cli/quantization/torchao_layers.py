@@ -44,7 +44,7 @@ class TorchaoLinear(QuantizedLayer, torch.nn.Linear):
     ) -> None:
         super().__init__(columns, rows, bias=False, device="meta", dtype=dtype)
         self.method, self.dtype = method, dtype
-        self.bias = bias
+        self.register_parameter("bias", bias)
         group = method.group_size
         if method.scheme == "int4" and group and (columns % group or rows % 16):
             raise UnsupportedError(
@@ -88,7 +88,8 @@ class TorchaoLinear(QuantizedLayer, torch.nn.Linear):
         rows, columns, group = self.out_features, self.in_features, self.method.group_size or self.in_features
         packed = torch.empty(rows, columns // 2, dtype=torch.uint8, device="meta")
         scales = torch.empty(columns // group, rows, 2, dtype=self.dtype, device="meta")
-        return Int4OpaqueTensor(packed, scales, [1, group], torch.Size((rows, columns)))
+        made: Tensor = Int4OpaqueTensor(packed, scales, [1, group], torch.Size((rows, columns)))
+        return made
 
     def _hold(self, weight: Tensor) -> None:
         self.weight = torch.nn.Parameter(weight, requires_grad=False)

@@ -15,6 +15,7 @@ from mem_gpt_cli.devices.verdict import Verdict, verdict_on
 from mem_gpt_cli.ledger.timeline import run_title, timeline_of
 from mem_gpt_cli.model.facts import summarise
 from mem_gpt_cli.quantization.modules import parameter_count
+from mem_gpt_cli.quantization.saved import as_saved
 from mem_gpt_cli.recipe import as_run, refuse_unavailable
 from mem_gpt_cli.recipe.schema import Recipe
 from mem_gpt_cli.report import COMPONENTS, PHASES, MemoryReport, ModelSummary, Phase
@@ -53,6 +54,7 @@ def trace(
     """
     refuse_unavailable(recipe, "trace")
     source = source_of(recipe)
+    recipe = as_saved(recipe, source)
     if timeline is not None:
         check(timeline)
     card = card_of(recipe)

@@ -12,7 +12,7 @@ from mem_gpt_cli.checkpointing.enable import enable_checkpointing
 from mem_gpt_cli.kv_cache.windowed_masks import give_window
 from mem_gpt_cli.model import ModelSource
 from mem_gpt_cli.model.build import plain_on_meta
-from mem_gpt_cli.model.weights import StoredWeights, saved_quantization, wants_real_weights
+from mem_gpt_cli.model.weights import StoredWeights, wants_real_weights
 from mem_gpt_cli.quantization.modules import replace_on_meta
 from mem_gpt_cli.recipe.schema import Recipe
 from mem_gpt_cli.workload.load import Loading, Watch
@@ -67,7 +67,7 @@ def load_model(
         EnvironmentUnavailableError: for weights that cannot be read, or are not this model's.
     """
     wanted = wants_real_weights(source, recipe)
-    saved = wanted and saved_quantization(source) is not None
+    saved = wanted and source.saved_quantization is not None
     convert = converted_weights(source, recipe) if wanted else None
     loading = Loading(model, device, saved=saved, watch=watch)
     loading.run((lambda plain: StoredWeights(plain, source, convert)) if wanted and real else None)

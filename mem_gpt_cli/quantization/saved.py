@@ -1,0 +1,90 @@
+"""A folder that was saved quantized says so itself; imports torch to write one alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mem_gpt_cli.errors import RecipeError, UsageError
+from mem_gpt_cli.model.source import QUANTIZATION_KEY, ModelSource
+from mem_gpt_cli.recipe.changing import changed
+from mem_gpt_cli.recipe.problems import position_of
+from mem_gpt_cli.recipe.schema import Quantization, Recipe
+
+if TYPE_CHECKING:
+    import torch
+
+_WEIGHTS = "model.safetensors"
+_CONFIG = "config.json"
+
+
+def as_saved(recipe: Recipe, source: ModelSource) -> Recipe:
+    """The recipe with the quantization that the model's weights have already; mostly the recipe as it is.
+
+    Raises:
+        RecipeError: where the recipe asks for another quantization.
+    """
+    saved = source.saved_quantization
+    if saved is None or recipe.model.weights == "random":
+        return recipe
+    section = Quantization.model_validate(saved)
+    if recipe.quantization == section:
+        return recipe
+    if recipe.quantization != Quantization():
+        raise RecipeError(
+            f"quantization: the weights of {source.name} were saved as {section.scheme}, and what is lost "
+            "does not come back: leave the section out, or name the folder that they were made of",
+            position_of(("quantization",), recipe.text),
+        )
+    return changed(recipe, {"quantization": dict(saved)})
+
+
+def save_quantized(model: torch.nn.Module, folder: Path, source: ModelSource, recipe: Recipe) -> None:
+    """Write a quantized model so that its folder, as ``model.name``, is that model again, to the bit.
+
+    ``config.json`` is the model's own with the recipe's section under ``memgpt_quantization``;
+    ``model.safetensors`` holds each stored tensor of a quantized layer as ``<path>.<part>``, see
+    ``QuantizedLayer.parts``, and every other tensor under its own name.
+
+    Args:
+        model: a model that was built by ``recipe``.
+        folder: where to; it is made, and must not hold a model yet.
+        source: the model that ``recipe`` names.
+        recipe: how the model was built.
+
+    Raises:
+        UsageError: where the folder cannot be written or holds a model.
+    """
+    from safetensors.torch import save_file
+
+    section = recipe.quantization.model_dump(exclude_unset=True)
+    if (folder / _CONFIG).exists():
+        raise UsageError(f"{folder} holds a model already: name another folder")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(_tensors(model), folder / _WEIGHTS, metadata={"format": "pt"})
+        config = {**source.config, QUANTIZATION_KEY: section}
+        (folder / _CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"{folder} cannot be written: {error.strerror or error}") from error
+
+
+def _tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Every stored tensor by its name, shared ones once."""
+    from mem_gpt_cli.quantization.modules import quantized_layers
+
+    layers = dict(quantized_layers(model))
+    found = {f"{path}.{name}": part for path, layer in layers.items() for name, part in layer.parts().items()}
+    for name, parameter in model.named_parameters():
+        path, _, own = name.rpartition(".")
+        if path not in layers or own == "bias":
+            found[name] = parameter.detach()
+    for path, module in model.named_modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            if path not in layers and name not in module._non_persistent_buffers_set:
+                found[f"{path}.{name}".lstrip(".")] = buffer
+    once: dict[tuple[int, int], str] = {}
+    for name, tensor in found.items():
+        once.setdefault((tensor.data_ptr(), tensor.numel()), name)
+    return {name: found[name].contiguous() for name in once.values()}
