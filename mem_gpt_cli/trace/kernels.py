@@ -120,7 +120,19 @@ def type_promotion(args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any
     return int(copies * common.itemsize)
 
 
+def sort(args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any) -> int:  # noqa: ARG001
+    """The positions of one row, before they are written to every row.
+
+    Source: ``fill_indices`` in ATen/native/cpu/SortingKernel.cpp.
+    """
+    values = result[0]
+    dims = [a for a in args[1:] if isinstance(a, int) and not isinstance(a, bool)]
+    return 8 * int(values.shape[kwargs.get("dim", dims[0] if dims else -1)]) if values.dim() else 0
+
+
 RULES: dict[Any, Rule] = {
+    aten.sort.default: sort,
+    aten.sort.stable: sort,
     aten._scaled_dot_product_flash_attention_for_cpu.default: flash_attention,
     aten._scaled_dot_product_flash_attention_for_cpu_backward.default: flash_attention_backward,
     aten._safe_softmax.default: safe_softmax,

@@ -26,6 +26,7 @@ Rule = Callable[[Gpu, tuple[Any, ...], Mapping[str, Any], Any], Sequence[int]]
 
 _INDEX = 8
 """Bytes of an index, an int64."""
+_ROWS_SORTED_APART = 128
 
 
 def total(gpu: Gpu, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any) -> Sequence[int]:
@@ -169,8 +170,9 @@ def index(gpu: Gpu, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: An
 def sort(gpu: Gpu, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any) -> Sequence[int]:
     """Up to 4,096 values a row: the positions of one row; one longer row: those, and cub's memory.
 
-    Several longer rows at once are not modelled. Source: ``sort_cuda_kernel`` and ``sortKeyValueInplace`` in
-    ATen/native/cuda/Sort.cpp and Sort.cu.
+    Several longer rows are sorted all at once, as pairs of a row's number and a position; of 128 rows or more
+    only the positions are counted, not what cub's segmented sort takes. Source: ``sort_cuda_kernel`` in
+    ATen/native/cuda/Sort.cpp, ``do_launch_stable_sort_kernel`` in SortStable.cu.
     """
     source: torch.Tensor = args[0]
     dim = _sorted_dim(args, kwargs)
@@ -178,9 +180,12 @@ def sort(gpu: Gpu, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any
     positions = _INDEX * length
     if length <= 4096:
         return [positions]
-    if source.numel() > length:
-        return []
-    itemsize = source.element_size()
+    itemsize, rows = source.element_size(), source.numel() // length
+    if rows >= _ROWS_SORTED_APART:
+        return [_INDEX * source.numel()]
+    if rows > 1:
+        count = source.numel()
+        return [_INDEX * count] * 2 + [radix_sort_bytes(gpu, count, itemsize, _INDEX, itemsize)]
     return [positions, radix_sort_bytes(gpu, length, itemsize, _INDEX, itemsize)]
 
 
