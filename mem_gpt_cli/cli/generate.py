@@ -203,11 +203,8 @@ def _predicted(model: TextModel, prompts: Sequence[Prompt]) -> Phase | str:
 
 def _print_speed(answers: Answers, seconds: float) -> None:
     tokens = sum(len(completion.tokens) for completion in answers.given)
-    console.people().print(
-        f"{len(answers.given)} of {answers.count} texts, {tokens} tokens in {seconds:.1f} s: "
-        f"{tokens / seconds:.1f} tokens/s",
-        soft_wrap=True,
-    )
+    speed = f", {tokens} tokens in {seconds:.1f} s: {tokens / seconds:.1f} tokens/s" if tokens else ""
+    console.people().print(f"{len(answers.given)} of {answers.count} texts{speed}", soft_wrap=True)
 
 
 def _print_memory(before: Levels, peak: Levels, predicted: Phase | str) -> None:

@@ -8,11 +8,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from pydantic import ValidationError
 
+from mem_gpt_cli.attention.backend import check_attention, implementation
 from mem_gpt_cli.attention.kv_heads import source_of
-from mem_gpt_cli.errors import EnvironmentUnavailableError, UsageError
+from mem_gpt_cli.errors import EnvironmentUnavailableError, UnsupportedError, UsageError
 from mem_gpt_cli.model.positions import learned_positions
 from mem_gpt_cli.model.source import ModelSource
+from mem_gpt_cli.quantization.saved import as_saved
 from mem_gpt_cli.recipe import refuse_unavailable
 from mem_gpt_cli.recipe.changing import changed
 from mem_gpt_cli.recipe.schema import Recipe, Sampling
@@ -24,6 +27,8 @@ from mem_gpt_cli.workload.threads import intra_op_threads
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+ADJUSTABLE = ("attention", "kv_cache", "sampling", "workload")
+"""Sections of the recipe that a torch model is not built by."""
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 
 
@@ -112,11 +117,37 @@ class TextModel:
         """The same torch model under a recipe with other values: ``with_options(kv_cache={"kind": "none"})``.
 
         Raises:
+            UsageError: for a section that the torch model was built by, or a value that it does not know.
             RecipeError: for values that cannot stand together.
+            UnsupportedError: for an attention that the model has not.
         """
-        recipe = changed(self.recipe, sections)
+        for section in sections:
+            if section not in ADJUSTABLE:
+                raise UsageError(
+                    f"{section}: {self.name} is built already: load it again to change more than "
+                    f"{', '.join(ADJUSTABLE)}"
+                )
+        try:
+            recipe = changed(self.recipe, sections)
+        except ValidationError as error:
+            raise UsageError(f"{', '.join(sections)}: {error.errors()[0]['msg']}") from error
         refuse_unavailable(recipe, "profile")
-        return dataclasses.replace(self, recipe=recipe)
+        if recipe.attention == self.recipe.attention:
+            return dataclasses.replace(self, recipe=recipe)
+        return dataclasses.replace(self, recipe=recipe, attention=self._attention_of(recipe))
+
+    def _attention_of(self, recipe: Recipe) -> str:
+        """transformers' name of the recipe's attention, if the torch model can run it."""
+        if recipe.attention.kv_heads != self.recipe.attention.kv_heads:
+            raise UsageError("attention.kv_heads changes the weights: load the model again")
+        check_attention(self.model, recipe)
+        wanted = implementation(recipe)
+        try:
+            self.model.set_attn_implementation(wanted)  # type: ignore[operator]
+        except ValueError as error:
+            reason = str(error).splitlines()[0]
+            raise UnsupportedError(f"{self.name} cannot run {recipe.attention.backend}: {reason}") from error
+        return wanted
 
     def _asked(self, new_tokens: int | None, options: dict[str, Any]) -> TextModel:
         seed = options.pop("seed", self.recipe.workload.seed)
@@ -127,10 +158,7 @@ class TextModel:
         workload: dict[str, Any] = {"seed": seed}
         if new_tokens is not None:
             workload |= {"new_tokens": new_tokens, "seq": None}
-        try:
-            return self.with_options(workload=workload, sampling=options)
-        except ValueError as error:
-            raise UsageError(f"generate: {error}") from error
+        return self.with_options(workload=workload, sampling=options)
 
     def _reader(self) -> PreTrainedTokenizerBase:
         if self.tokenizer is None:
@@ -197,6 +225,7 @@ def load(recipe: Recipe, device: torch.device | None = None) -> TextModel:
     """
     refuse_unavailable(recipe, "profile")
     source = source_of(recipe)
+    recipe = as_saved(recipe, source)
     model: Any = load_model(source, recipe, device)
     return TextModel(recipe, source, model, load_tokenizer(source), model.config._attn_implementation)
 
