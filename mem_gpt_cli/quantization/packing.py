@@ -4,7 +4,7 @@ Layout of one matrix of ``rows`` by ``columns`` (outputs by inputs; of an embedd
 ``Conv1D`` is transposed to that when it is quantized):
 
 - ``group``: weights of one row that share a scale; ``None`` in a recipe is the whole row. It is never wider
-  than a row, and in 4 bits it is even (an odd one is rounded up), so that no byte holds two groups.
+  than a row, two at least, and in 4 bits even (an odd one is rounded up), so that no byte holds two groups.
 - ``padded``: ``columns`` rounded up to whole groups, with zeros.
 - ``codes``: ``[rows, padded]`` int8, or ``[rows, padded / 2]`` uint8 with the even column in the low half of
   a byte and the odd one in the high half.
@@ -50,7 +50,7 @@ class Layout:
     def of(cls, method: Method, rows: int, columns: int) -> Layout:
         """The layout of a native method for a matrix of that size."""
         bits = 4 if method.scheme == "int4" else 8
-        group = min(method.group_size or columns, columns)
+        group = max(2, min(method.group_size or columns, columns))
         if bits == 4:
             group += group % 2
         return cls(bits, method.mapping == "symmetric", group, rows, columns)
