@@ -82,3 +82,13 @@ def test_type_promotion_copies_the_narrower_operand(operator: Any) -> None:
 def test_equal_types_need_no_copy() -> None:
     args = (torch.randn(64, 96), torch.randn(64, 96))
     assert kernels.type_promotion(args, {}, aten.add.Tensor(*args)) == 0
+
+
+@pytest.mark.parametrize("queries", [1, 2, 29])
+@pytest.mark.parametrize("wider", [0, 7])
+def test_triangle_of_a_part_of_a_mask(queries: int, wider: int) -> None:
+    mask = torch.zeros(1, 1, queries + wider, 40 + wider)
+    part = mask[..., :queries, :40]
+    measured, result = beyond_the_result(lambda: part.triu_(3))
+    inside = measured + result.untyped_storage().nbytes()  # the result is no new tensor
+    assert inside == kernels.triangle_in_place((part,), {}, result)

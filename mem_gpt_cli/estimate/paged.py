@@ -30,7 +30,7 @@ def serve(decoder: Decoder) -> None:
     held = [tape.new(sizes.cache, 1, STATIC, KV_CACHE)]
     held += [tape.new(nbytes, 1, STATIC, INPUTS) for nbytes in sizes.inputs]
     mask = tape.new(sizes.mask // decoder.item, decoder.item, STATIC, MASK)
-    steps = list(schedule(Paging.of(recipe), pool))
+    steps = list(schedule(Paging.of(recipe)))
     for reading, phase in ((True, "prefill"), (False, "decode")):
         largest = undominated(step for step in steps if step.reading is reading)
         if largest:

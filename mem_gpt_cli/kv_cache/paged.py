@@ -106,6 +106,7 @@ class PagedGeneration:
         Raises:
             UnsupportedError: where transformers finds no way on, as when no request fits the pool.
         """
+        self._make_room()
         try:
             if not self._processor.prepare_next_batch():
                 return
@@ -170,6 +171,19 @@ class PagedGeneration:
     def _said(self, state: Any) -> list[int]:
         """A request's tokens so far; where its pages were taken away, its prompt has the new ones too."""
         return [*state.initial_tokens, *state.generated_tokens]
+
+    def _make_room(self) -> None:
+        """Forget the pages kept of requests that are over, where the next batch might want them.
+
+        transformers keeps them for a later request with the same prefix, and gives them up for a request that
+        waits only when its safety margin, a share of the whole pool, is touched.
+        """
+        cache = self._processor.cache
+        if not hasattr(cache, "evict_cached_blocks"):
+            return  # before 5.23 what is kept counts as free
+        wanted = self.pool.batch_tokens // self.pool.page_size + self.pool.requests
+        if cache.compute_free_capacity() * self.pool.pages < wanted:
+            cache.evict_cached_blocks()
 
     def _look(self) -> None:
         scheduler = self._processor.scheduler
@@ -241,7 +255,7 @@ def _config(pool: Pool, seed: int) -> Any:
         "max_requests_per_batch": pool.requests,
         "max_blocks_per_request": 0,
         "max_memory_percent": 1.0,
-        "safety_margin": 0.0 if pool.holds_all else None,
+        "safety_margin": 0.0 if pool.suffices else None,
         "use_cuda_graph": False,
         "use_async_batching": False,
         "cpu_offload_space": 0.0,

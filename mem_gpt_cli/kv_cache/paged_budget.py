@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from mem_gpt_cli.errors import RecipeError
 from mem_gpt_cli.kv_cache.paged_pool import Pool, PoolBytes
+from mem_gpt_cli.kv_cache.paged_schedule import pages_needed
 from mem_gpt_cli.model.architecture import Architecture
 from mem_gpt_cli.recipe.paging import Paging
 from mem_gpt_cli.recipe.problems import position_of
@@ -35,7 +36,7 @@ def pool_within(recipe: Recipe, architecture: Architecture, weight_bytes: int) -
     paging, budget = Paging.of(recipe), recipe.budget.memory
     if recipe.kv_cache.pages is not None or budget is None:
         return Pool.of(paging, recipe.kv_cache.pages)
-    low, high = paging.largest, paging.needed
+    low, high = paging.largest, pages_needed(paging)
     smallest = weight_bytes + run_bytes(architecture, recipe, low)
     if smallest > budget:
         raise RecipeError(

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import ceil, lcm
 
+from mem_gpt_cli.kv_cache.paged_schedule import pages_needed, requests_at_once
 from mem_gpt_cli.recipe.paging import Paging
 
 ALIGNMENT = 128
@@ -26,25 +27,26 @@ class Pool:
     """What continuous batching is told.
 
     ``pages`` of ``page_size`` tokens; at most ``batch_tokens`` tokens of at most ``requests`` requests are
-    computed at once. ``holds_all``: no request ever has to wait for another's pages.
+    computed at once. ``suffices``: no request ever has to wait for another's pages.
     """
 
     page_size: int
     pages: int
     batch_tokens: int
     requests: int
-    holds_all: bool
+    suffices: bool
 
     @classmethod
     def of(cls, paging: Paging, pages: int | None) -> Pool:
-        """The pool of some requests; without ``pages`` as many as they need."""
-        pages = paging.needed if pages is None else pages
+        """The pool of some requests; without ``pages`` as many as they ever have in use at once."""
+        needed = pages_needed(paging)
+        pages = needed if pages is None else pages
         return cls(
             paging.page_size,
             pages,
             paging.batch_tokens,
-            min(len(paging.prompts), paging.batch_tokens),
-            pages >= paging.needed,
+            requests_at_once(paging),
+            pages >= needed,
         )
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from mem_gpt_cli.kv_cache.paged_pool import Pool
 from mem_gpt_cli.recipe.paging import Paging
 
 
@@ -17,8 +16,9 @@ from mem_gpt_cli.recipe.paging import Paging
 class Step:
     """One batch: ``queries`` tokens of ``requests`` requests, which look at ``keys`` tokens in all.
 
-    ``past`` of them were kept by earlier steps; ``chosen`` requests get a new token. ``reading``: a prompt
-    waited or was not read to its end when the step began.
+    ``past`` of them were kept by earlier steps; ``chosen`` requests get a new token, ``pages`` are in use.
+    ``reading``: a prompt waited or was not read to its end when the step began. ``blocks`` are the queries
+    and keys of each request.
     """
 
     queries: int
@@ -26,6 +26,7 @@ class Step:
     requests: int
     chosen: int
     reading: bool
+    pages: int
     blocks: tuple[tuple[int, int], ...] = field(repr=False)
 
     @property
@@ -41,14 +42,24 @@ class _Request:
     made: int = 0
 
 
-def schedule(paging: Paging, pool: Pool) -> Iterator[Step]:
-    """The steps of a run, in their order; ``blocks`` are the queries and keys of each request in a step."""
+def requests_at_once(paging: Paging) -> int:
+    """Requests that a step can have: each brings one token at least."""
+    return min(len(paging.prompts), paging.batch_tokens)
+
+
+def pages_needed(paging: Paging) -> int:
+    """The most pages that the requests have in use at once: those that end early leave theirs to others."""
+    return max(step.pages for step in schedule(paging))
+
+
+def schedule(paging: Paging) -> Iterator[Step]:
+    """The steps of a run whose pool suffices, in their order."""
     waiting = [_Request(prompt) for prompt in paging.prompts]
     active: list[_Request] = []
     while active or waiting:
         reading = bool(waiting) or any(request.done < request.prompt for request in active)
-        room, blocks, chosen, past = pool.batch_tokens, [], 0, 0
-        for request in _in_order(active, waiting, pool.requests):
+        room, blocks, chosen, past = paging.batch_tokens, [], 0, 0
+        for request in _in_order(active, waiting, requests_at_once(paging)):
             tokens = min(max(1, request.prompt - request.done), room)
             past += request.done
             request.done += tokens
@@ -59,7 +70,8 @@ def schedule(paging: Paging, pool: Pool) -> Iterator[Step]:
                 chosen += 1
             if not room:
                 break
-        yield Step(pool.batch_tokens - room, past, len(blocks), chosen, reading, tuple(blocks))
+        pages = sum(paging.pages(request.done) for request in active)
+        yield Step(paging.batch_tokens - room, past, len(blocks), chosen, reading, pages, tuple(blocks))
         active = [request for request in active if request.made < paging.new]
 
 

@@ -43,8 +43,8 @@ class Paging:
         return -(-tokens // self.page_size)
 
     @property
-    def needed(self) -> int:
-        """Pages that hold all requests at once."""
+    def together(self) -> int:
+        """Pages that hold all requests, each to its end, at once."""
         return sum(self.pages(self.stored(prompt)) for prompt in self.prompts)
 
     @property

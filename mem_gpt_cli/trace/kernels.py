@@ -130,7 +130,18 @@ def sort(args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any) -> int: 
     return 8 * int(values.shape[kwargs.get("dim", dims[0] if dims else -1)]) if values.dim() else 0
 
 
+def triangle_in_place(args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any) -> int:  # noqa: ARG001
+    """A copy that lies together, of a part of something wider: the kernel wants whole matrices.
+
+    Source: ``checkTrilTriuBatchContiguous`` in ATen/native/TriangularOpsUtils.h, ``compute_triu_tril`` in
+    TriangularOps.cpp.
+    """
+    whole = args[0].is_contiguous() or args[0].dim() <= 3
+    return 0 if whole else int(args[0].numel() * args[0].element_size())
+
+
 RULES: dict[Any, Rule] = {
+    aten.triu_.default: triangle_in_place,
     aten.sort.default: sort,
     aten.sort.stable: sort,
     aten._scaled_dot_product_flash_attention_for_cpu.default: flash_attention,

@@ -40,7 +40,7 @@ class Paged:
     @property
     def steps(self) -> int:
         """Batches that are computed; more where the pool is too small for all requests at once."""
-        return sum(1 for _ in schedule(Paging.of(self.recipe), self.pool))
+        return sum(1 for _ in schedule(Paging.of(self.recipe)))
 
     def prepare(self, model: torch.nn.Module, observer: Observer) -> None:
         """Set the model to inference."""

@@ -47,5 +47,5 @@ def _sizes(recipe: Recipe) -> Iterator[Refusal]:
             ("kv_cache", "pages"),
             f"the longest request keeps {tokens:,} tokens, {paging.largest} pages of {paging.page_size}; "
             f"a pool of {pages} can never finish it: give {paging.largest} or more "
-            f"({paging.needed} hold all requests at once)",
+            f"({paging.together} hold all requests at once)",
         )
