@@ -34,31 +34,54 @@ def load(
         return [_held(ledger, cost.weight_bytes(architecture, plan, item))]
     every = in_module_order(architecture, plan)
     weights = [
-        _held(ledger, one.tensor.numel * (one.tensor.dtype_bytes or item)) for one in every if not one.method
+        _held(ledger, one.tensor.numel * (one.tensor.dtype_bytes or item))
+        for one in every
+        if one.method is None
     ]
+    turns = Turns(ledger, architecture, recipe, item)
     for one in every:
         if one.method is not None:
-            weights += _quantized(ledger, architecture, one, item, recipe)
+            weights += turns.take(one)
+    weights += turns.end()
     ledger.module = ""
     return weights
 
 
+class Turns:
+    """The matrices that are quantized, each at the turn of the last module that holds it."""
+
+    def __init__(self, ledger: Ledger, architecture: Architecture, recipe: Recipe, item: int) -> None:
+        self.ledger = ledger
+        self.architecture = architecture
+        self.recipe = recipe
+        self.item = item
+        self._tied: list[tuple[Placed, list[Storage]]] = []
+
+    def take(self, one: Placed) -> Sequence[Storage]:
+        """A matrix has its memory; its codes as well, unless a head shares it, whose turn comes last."""
+        full = [_held(self.ledger, one.tensor.numel * self.item)]
+        if one.tensor.kind == "embedding" and self.architecture.tied_embeddings:
+            self._tied.append((one, full))
+            return []
+        return self._quantized(one, full)
+
+    def end(self) -> Sequence[Storage]:
+        """The head's turn."""
+        return [part for one, full in self._tied for part in self._quantized(one, full)]
+
+    def _quantized(self, one: Placed, full: list[Storage]) -> Sequence[Storage]:
+        """In full until the codes are there; ``Conv1D``'s is copied the other way round first."""
+        assert one.method is not None
+        self.ledger.module = one.module
+        if transposed(self.architecture, one.tensor):
+            full.append(_held(self.ledger, one.tensor.numel * self.item))
+            del full[0]
+        dtype, device = self.recipe.model.dtype, self.recipe.device.type
+        taken = buffers(one.method, one.rows, one.columns, dtype, device)
+        scratch = [Storage(self.ledger, KERNEL_BUFFERS, nbytes, one.method.scheme) for nbytes in taken]
+        scratch.clear()
+        return [_held(self.ledger, nbytes) for nbytes in cost.stored_parts(one, self.item)]
+
+
 def _held(ledger: Ledger, nbytes: int) -> Storage:
     return Storage(ledger, WEIGHTS, nbytes, "empty")
-
-
-def _quantized(
-    ledger: Ledger, architecture: Architecture, one: Placed, item: int, recipe: Recipe
-) -> Sequence[Storage]:
-    """One matrix, in full until its codes are there; ``Conv1D``'s is copied the other way round first."""
-    assert one.method is not None
-    ledger.module = one.module
-    full = _held(ledger, one.tensor.numel * item)
-    if transposed(architecture, one.tensor):
-        full = _held(ledger, one.tensor.numel * item)
-    taken = buffers(one.method, one.rows, one.columns, recipe.model.dtype, recipe.device.type)
-    scratch = [Storage(ledger, KERNEL_BUFFERS, nbytes, one.method.scheme) for nbytes in taken]
-    scratch.clear()
-    stored = [_held(ledger, nbytes) for nbytes in cost.stored_parts(one, item)]
-    del full
-    return stored

@@ -1,8 +1,8 @@
-"""Products with quantized matrices and look-ups in quantized tables, written down as each backend's code runs.
+"""Products with quantized matrices and look-ups in quantized tables, as each backend's code runs.
 
 Sources: bitsandbytes 0.50 ``autograd/_functions.py`` (``matmul_4bit``, ``MatMul8bitLt``) and its kernels in
 ``backends/{default,cpu,cuda}/ops.py``; torchao 0.18 ``Int8Tensor``, ``IntxUnpackedToInt8Tensor``,
-``Int4OpaqueTensor`` and ``dequantize_affine`` (``quant_primitives.py``); our own in ``quantization/native.py``.
+``Int4OpaqueTensor`` and ``dequantize_affine``; our own in ``quantization/native.py``.
 Sizes are in elements, widths (``item``) in bytes. What a kernel has inside itself is a kernel's buffer; what
 Python code makes on the way counts as what is computed there.
 """
@@ -11,14 +11,13 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from mem_gpt_cli.devices.kernels.bitsandbytes import reads_four_bits
+from mem_gpt_cli.devices.kernels.bitsandbytes import multiplies_integers, reads_four_bits
 from mem_gpt_cli.estimate.books import FP32, KERNEL_BUFFERS
 from mem_gpt_cli.estimate.tape import Parameter, Tape, Tensor
-from mem_gpt_cli.quantization.cost import blocks_of, native_layout, rows_at_once
+from mem_gpt_cli.quantization.cost import INT8, blocks_of, native_layout, rows_at_once
 from mem_gpt_cli.quantization.plan import Method
 
 FP16 = 2
-INT8 = 1
 INT64 = 8
 
 
@@ -109,14 +108,15 @@ def _four_bit(run: Product) -> Tensor:
 
 
 def _eight_bit(run: Product) -> Tensor:
-    """The input is rounded to int8 row by row, and the integers are multiplied as fp32 copies."""
+    """The input is rounded to int8 row by row; without AVX-512 the integers are multiplied as fp32 copies."""
     operation, result = "int8_scaled_mm", run.rows * run.outputs
     codes, statistics = _rounded(run)
-    wide = [run.buffer(run.x.numel, FP32, operation), run.buffer(run.weights, FP32, operation)]
-    product = run.buffer(result, FP32, operation)
-    wide.clear()
+    wide = []
+    if not multiplies_integers():
+        wide = [run.buffer(numel, FP32, operation) for numel in (run.x.numel, run.weights, result)]
+        del wide[:2]
     integers = run.buffer(result, FP32, operation)
-    del product
+    wide.clear()
     scales, scaled = run.buffer(result, FP32, operation), run.buffer(result, FP32, operation)
     run.tape.scratch(result * FP32, operation)
     del scales
@@ -224,10 +224,10 @@ def _unpacked(tape: Tape, method: Method, rows: int, columns: int, item: int) ->
 
 def _values(tape: Tape, numel: int, groups: int, item: int, *, zeros: bool) -> Tensor:
     """``dequantize_affine``: the codes in the dtype, less their zero points, times their scales."""
-    values = tape.new(numel, item, "_to_copy")
+    values = [tape.new(numel, item, "_to_copy")]
     if zeros:
         points = tape.new(groups, item, "_to_copy")
-        values = tape.new(numel, item, "sub")
+        values = [tape.new(numel, item, "sub")]
         del points
-    values = tape.new(numel, item, "mul")
-    return values
+    values.append(tape.new(numel, item, "mul"))
+    return values.pop()

@@ -13,6 +13,7 @@ from mem_gpt_cli.quantization.placement import Placed, placed
 from mem_gpt_cli.quantization.plan import Method, Plan
 
 FP32 = 4
+INT8 = 1
 SECOND_BLOCK = 256
 CODE_4BIT = 16
 CODE_8BIT = 256
@@ -43,7 +44,7 @@ def matrix_parts(method: Method, rows: int, columns: int, item: int) -> tuple[in
 
 def native_layout(method: Method, columns: int) -> tuple[int, int]:
     """Columns in whole groups, and groups of a row, in our own layout (``packing.Layout``)."""
-    group = min(method.group_size or columns, columns)
+    group = max(2, min(method.group_size or columns, columns))
     if method.scheme == "int4":
         group += group % 2
     groups = -(-columns // group)

@@ -144,5 +144,6 @@ def _refuse_impossible(architecture: Architecture, one: Placed, role: Role, meth
         if one.columns % group or one.rows % 16:
             raise UnsupportedError(
                 f"torchao's int4 holds no matrix of {one.rows} outputs and {one.columns} inputs in groups of "
-                f"{group}: rows go by 16, inputs by whole groups; choose backend native, or another group_size"
+                f"{group}: rows go by 16, inputs by whole groups; choose backend native, or another "
+                "group_size"
             )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mem_gpt_cli.quantization.cost import FP32, blocks_of, native_layout, rows_at_once
+from mem_gpt_cli.quantization.cost import FP32, INT8, blocks_of, matrix_parts, native_layout, rows_at_once
 from mem_gpt_cli.quantization.plan import Method
 
 INT64 = 8
@@ -40,7 +40,7 @@ def buffers(method: Method, rows: int, columns: int, dtype: str, device: str) ->
 def _eight_bit(weights: int, rows: int, dtype: str) -> Sequence[int]:
     """The matrix in fp16, its product with the rows' factors in fp32, and what that is rounded to."""
     half = () if dtype == "fp16" else (weights * FP16,)
-    return *half, rows * FP32, weights * FP32, weights * FP32
+    return *half, rows * FP32, rows * FP32, weights * FP32, weights * FP32
 
 
 def _four_bit(method: Method, weights: int, dtype: str) -> Sequence[int]:
@@ -56,18 +56,31 @@ def _four_bit(method: Method, weights: int, dtype: str) -> Sequence[int]:
 
 
 def _affine(method: Method, rows: int, columns: int, item: int) -> Sequence[int]:
-    """The codes before they are rounded, and after; of our own layout some rows at a time."""
+    """The codes before and after zero points are added, with scales, zero points and a copy of these as wide.
+
+    Our own layout takes some rows at a time: then what will be stored is there from the beginning, and the
+    first rows' are there twice.
+    """
     if method.backend == "torchao":
-        if method.scheme == "int4":
-            return rows * columns * item, rows * columns * FP32
-        wide = FP32 if method.mapping == "symmetric" else item
-        return rows * columns * wide, rows * columns * wide
-    padded, groups = native_layout(method, columns)
+        return _torchao(method, rows, columns, item)
     taken = min(rows, rows_at_once(method, columns))
-    copies = 1 if padded != columns else 0
+    padded, groups = native_layout(method, columns)
+    beside = matrix_parts(method, rows, columns, item) + matrix_parts(method, taken, columns, item)
     return (
-        *(taken * padded * item,) * copies,
-        taken * groups * item,
-        taken * padded * item,
-        taken * padded * item,
+        *(beside if taken < rows else ()),
+        *((taken * padded * item,) if padded != columns else ()),
+        *(taken * groups * each for each in (item, INT8, item)),
+        *(taken * padded * item,) * 2,
     )
+
+
+def _torchao(method: Method, rows: int, columns: int, item: int) -> Sequence[int]:
+    """int4 has zero points in the model's dtype, and its codes are 32 bits wide before they are packed."""
+    weights = rows * columns
+    if method.scheme == "int8":
+        wide = FP32 if method.mapping == "symmetric" else item
+        return *(rows * each for each in (wide, INT8, wide)), weights * wide, weights * wide
+    groups = weights // (method.group_size or columns)
+    if item < FP32:
+        return groups * item, groups * item, weights * item, weights * FP32
+    return *(groups * item,) * 3, weights * item, weights * item
