@@ -170,12 +170,12 @@ def test_a_text_ends_at_its_end() -> None:
 
 
 def test_a_row_that_ended_leaves_the_others_alone() -> None:
-    model = memgpt.load({"model.name": "memgpt-tiny", "device.threads": 1, "workload.batch": 2})
+    recipe = {"model.name": "memgpt-tiny", "device.threads": 1, "workload.batch": 2}
+    model = memgpt.load({**recipe, "sampling.temperature": 1.0})
     prompts = model.read([PROMPT, "My fellow citizens,"])
     alone = {completion.prompt.index: completion for completion in model.complete(prompts)}
     ends = set(alone[0].tokens[:6]) - set(alone[1].tokens)
-    if not ends:
-        pytest.skip("both texts are of the same tokens")
+    assert ends
     config: Any = model.model.generation_config
     config.eos_token_id = sorted(ends)
     again = list(model.complete(prompts))

@@ -140,7 +140,10 @@ def _scoring(recipe: Recipe, asked: Quality, device: torch.device) -> Scoring:
     source = source_of(recipe)
     tokenizer: Any = load_tokenizer(source)
     windows = windows_of(
-        read_text(asked.text), asked.windows, asked.tokens, lambda text: tokenizer(text)["input_ids"]
+        read_text(asked.text),
+        asked.windows,
+        asked.tokens,
+        lambda text: tokenizer(text, verbose=False)["input_ids"],
     )
     return Scoring(torch.tensor(windows, device=device), device)
 

@@ -201,7 +201,7 @@ def _tokens_of(tokenizer: PreTrainedTokenizerBase, text: str, chat: bool) -> lis
     if chat:
         messages = [{"role": "user", "content": text}]
         text = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
-    return list(tokenizer(text, add_special_tokens=not chat)["input_ids"])
+    return list(tokenizer(text, add_special_tokens=not chat, verbose=False)["input_ids"])
 
 
 def _generation_config(source: ModelSource) -> Any:
