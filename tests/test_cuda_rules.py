@@ -19,6 +19,7 @@ from mem_gpt_cli.trace.cuda import attention_kernels, kernels
 from mem_gpt_cli.trace.cuda.autocast import cuda_autocast_lists
 from mem_gpt_cli.trace.cuda.births import BIRTHS
 from mem_gpt_cli.trace.cuda.blas import adds_bias_in_kernel, operand_copies
+from mem_gpt_cli.trace.cuda.caches import moved_numbers, offloaded_layers
 from mem_gpt_cli.trace.cuda.composites import dropout, log_softmax, softmax
 from mem_gpt_cli.trace.cuda.host import host_tensors
 from mem_gpt_cli.trace.cuda.sdpa_choice import choose_kernel
@@ -29,7 +30,7 @@ PAGE = (ROOT / "docs" / "cuda.md").read_text(encoding="utf-8")
 STEERING = (
     *(host_tensors, cuda_autocast_lists, softmax, log_softmax, dropout, choose_kernel),
     *(sums_in_place, implementation, operand_copies, adds_bias_in_kernel),
-    *(workspace_bytes, lt_workspace_bytes),
+    *(workspace_bytes, lt_workspace_bytes, offloaded_layers, moved_numbers),
 )
 BUFFERS = (*attention_kernels.RULES.values(), *kernels.RULES.values())
 RULES: dict[str, Callable[..., Any]] = {

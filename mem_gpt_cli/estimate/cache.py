@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from mem_gpt_cli.estimate import ops
 from mem_gpt_cli.estimate.books import FP32, INT64, KV_CACHE
 from mem_gpt_cli.estimate.forward_pass import CacheLayer, Pass
@@ -16,10 +18,12 @@ def update_cache(run: Pass, part: Attention, index: int, k: Tensor, v: Tensor) -
         return _write_in_place(run, part, index, k, v)
     if run.cache_kind == "quantized":
         return _quantize_and_append(run, index, k, v)
-    return _append(run, part, index, k, v)
+    if run.cache_kind == "offloaded":
+        return _append_and_offload(run, part, index, k, v)
+    return _append(run, part, index, k, v, KV_CACHE)
 
 
-def _append(run: Pass, part: Attention, index: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+def _append(run: Pass, part: Attention, index: int, k: Tensor, v: Tensor, slot: int) -> tuple[Tensor, Tensor]:
     """``cache_utils.DynamicLayer``: keys and values are concatenated anew.
 
     A sliding window keeps a view of its last ``window - 1`` tokens; its storage is as long as what it was cut
@@ -30,12 +34,12 @@ def _append(run: Pass, part: Attention, index: int, k: Tensor, v: Tensor) -> tup
     tokens = (held.tokens if held else 0) + run.tokens
     width = cache_cost.span(part)
     kept = tokens if width is None else min(tokens, width - 1)
-    keys = ops.concatenate(run.tape, (held.keys, k) if held else (k,), slot=KV_CACHE)
+    keys = ops.concatenate(run.tape, (held.keys, k) if held else (k,), slot=slot)
     old_values = held.values if held else None
     beside = held.beside if held else window_number(run.tape, part)
     if width is None:
         held = None
-    values = _appended(run, old_values, v, keys.item)
+    values = _appended(run, old_values, v, keys.item, slot)
     run.cache[index] = CacheLayer(_last(keys, kept, tokens), _last(values, kept, tokens), kept, beside)
     return keys, values
 
@@ -47,14 +51,43 @@ def window_number(tape: Tape, part: Attention) -> tuple[Tensor, ...]:
     return (tape.new(1, cache_cost.WINDOW_NUMBER, "tensor", KV_CACHE),)
 
 
-def _appended(run: Pass, old: Tensor | None, new: Tensor, item: int) -> Tensor:
+def _appended(run: Pass, old: Tensor | None, new: Tensor, item: int, slot: int) -> Tensor:
     """The values, at least as wide as the keys: a layer's first, empty tensors take the keys' dtype."""
     new = ops.cast(run.tape, new, max(item, new.item))
-    return ops.concatenate(run.tape, (old, new) if old else (new,), slot=KV_CACHE)
+    return ops.concatenate(run.tape, (old, new) if old else (new,), slot=slot)
 
 
 def _last(x: Tensor, kept: int, tokens: int) -> Tensor:
     return Tensor(x.numel // tokens * kept, x.item, x.storage)
+
+
+def _append_and_offload(
+    run: Pass, part: Attention, index: int, k: Tensor, v: Tensor
+) -> tuple[Tensor, Tensor]:
+    """``cache_utils.Cache.update`` with offloading: the next layer comes, and this one goes when it was read.
+
+    After the last layer comes the first, which so is on the device between two passes; it counts as the cache
+    then, what comes and goes within a pass does not.
+    """
+    assert run.cache is not None
+    following = (index + 1) % len(run.architecture.layers)
+    if following in run.cache and following != index:
+        run.cache[following] = on_device(run.tape, run.cache[following], KV_CACHE if not following else None)
+    keys, values = _append(run, part, index, k, v, run.tape.slot)
+    run.cache[index] = on_host(run.cache[index])
+    return keys, values
+
+
+def on_host(layer: CacheLayer) -> CacheLayer:
+    """The layer with no bytes on the device but for its numbers."""
+    keys, values = (Tensor(x.numel, x.item, x.storage.emptied()) for x in (layer.keys, layer.values))
+    return replace(layer, keys=keys, values=values)
+
+
+def on_device(tape: Tape, layer: CacheLayer, slot: int | None) -> CacheLayer:
+    """The layer brought back from the host."""
+    keys, values = (tape.new(x.numel, x.item, "_to_copy", slot) for x in (layer.keys, layer.values))
+    return replace(layer, keys=keys, values=values)
 
 
 def _write_in_place(run: Pass, part: Attention, index: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:

@@ -54,6 +54,10 @@ class CudaKernels:
             self._row_sums[key] = reduction_buffers(self.gpu, source, [0], max(FP32, item))
         return self._row_sums[key]
 
+    def largest(self, numel: int, item: int) -> Sequence[int]:
+        """What finding the largest of all elements takes (ATen/native/cuda/ReduceMaxValuesKernel.cu)."""
+        return reduction_buffers(self.gpu, Dense((numel,), item), [0], item)
+
     def attention(self, kernel: CudaKernel, shape: Shape, dropout: float) -> Sequence[int]:
         """What a fused kernel takes in a forward pass."""
         if kernel == "flash":

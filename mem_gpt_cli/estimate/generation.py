@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from mem_gpt_cli.attention.cost import BOOL
 from mem_gpt_cli.estimate.books import INPUTS, INT64, KV_CACHE
+from mem_gpt_cli.estimate.cache import on_host
 from mem_gpt_cli.estimate.decoder import Decoder
 from mem_gpt_cli.estimate.forward_pass import CacheLayer
 from mem_gpt_cli.estimate.tape import Tensor
@@ -127,4 +128,7 @@ def filled_cache(decoder: Decoder, tokens: int, kinds: Mapping[int, LayerKind]) 
             sides.append(Tensor(batch * kept * elements, item, whole.storage))
         beside = tuple(tape.new(1, nbytes, "tensor", KV_CACHE) for nbytes in kind.beside)
         cache[index] = CacheLayer(sides[0], sides[1], kept, beside, kind.item)
+        del sides
+        if index and decoder.recipe.kv_cache.kind == "offloaded":
+            cache[index] = on_host(cache[index])
     return cache

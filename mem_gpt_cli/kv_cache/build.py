@@ -16,7 +16,7 @@ GROUP_AXIS = {"hqq": 1, "quanto": 0}
 
 
 def new_cache(model: torch.nn.Module, recipe: Recipe) -> Any:
-    """An empty cache for one generation, or ``None`` where the model makes its own (``dynamic``) or keeps none.
+    """An empty cache for one generation; ``None`` where the model makes its own (``dynamic``) or keeps none.
 
     A window (``sliding``) is the model's own, or was given to it when it was built; then the cache that
     transformers makes of the model's config has it.

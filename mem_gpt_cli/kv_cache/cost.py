@@ -8,7 +8,7 @@ from mem_gpt_cli.model.architecture import Architecture, Attention
 from mem_gpt_cli.recipe.schema import Recipe
 
 WINDOW_NUMBER = 8
-"""A sliding window's layer holds its width as a tensor of one int64, a static layer how many tokens it has."""
+"""A window's layer holds its width as a tensor of one int64, a static layer how many tokens it has."""
 SCALE = 4
 """A scale of fp8, in fp32: one for all keys of a layer, one for all of its values."""
 FP8 = 1

@@ -1,4 +1,4 @@
-"""Prompts of unlike lengths as one batch: padded on the left, so that every sequence ends where it goes on."""
+"""Prompts of unlike lengths as one batch: padded on the left, so that each sequence ends where it goes on."""
 
 from __future__ import annotations
 

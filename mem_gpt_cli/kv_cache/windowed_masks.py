@@ -18,11 +18,11 @@ from mem_gpt_cli.model import ModelSource
 from mem_gpt_cli.recipe.schema import Recipe
 
 WINDOW = "memgpt_window"
-"""The config's attribute; ``sliding_window`` is set as well, so that transformers' own caches keep as much."""
+"""The config's attribute; ``sliding_window`` is set as well, for the caches that transformers makes of it."""
 
 
 def give_window(model: torch.nn.Module, source: ModelSource, recipe: Recipe) -> None:
-    """Let every layer of the model see ``kv_cache.window`` tokens; does nothing where the recipe asks for none.
+    """Let every layer see ``kv_cache.window`` tokens; does nothing where the recipe asks for none.
 
     Raises:
         RecipeError: where this model cannot have it.

@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 from mem_gpt_cli.devices.gpu import Gpu
 from mem_gpt_cli.ledger import Ledger
 from mem_gpt_cli.trace.cuda.autocast import cuda_autocast_lists
+from mem_gpt_cli.trace.cuda.caches import caches_on_cuda
 from mem_gpt_cli.trace.cuda.composites import composites
 from mem_gpt_cli.trace.cuda.host import host_tensors
 from mem_gpt_cli.trace.cuda.sdpa import attention_of
@@ -22,6 +23,7 @@ def like_cuda(gpu: Gpu, ledger: Ledger) -> Iterator[None]:
     """
     with ExitStack() as stack:
         stack.enter_context(host_tensors(ledger))
+        stack.enter_context(caches_on_cuda(ledger))
         stack.enter_context(attention_of(gpu))
         stack.enter_context(composites())
         stack.enter_context(cuda_autocast_lists())
