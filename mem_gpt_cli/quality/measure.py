@@ -21,6 +21,7 @@ from mem_gpt_cli.quality.text import check_text, read_text, windows_of
 from mem_gpt_cli.recipe.changing import for_prompts
 from mem_gpt_cli.recipe.schema import Attention, KVCache, Quality, Quantization, Recipe
 from mem_gpt_cli.report.model import Quality as Measured
+from mem_gpt_cli.workload.build import build_on_meta
 from mem_gpt_cli.workload.inference import Inference
 from mem_gpt_cli.workload.text_model import has_tokenizer, load_model, load_tokenizer
 from mem_gpt_cli.workload.threads import intra_op_threads
@@ -68,6 +69,7 @@ def why_not(recipe: Recipe) -> str | None:
         return f"quality is not measured: the weights of {source.name} are random here"
     if not has_tokenizer(source):
         return f"quality is not measured: {source.name} has no tokenizer here"
+    _refuse_too_long(source, build_on_meta(source, recipe), recipe.quality.tokens)
     return None
 
 
@@ -104,8 +106,7 @@ def measure(recipe: Recipe, device: torch.device, tell: Tell = _nobody) -> Measu
     asked = recipe.quality
     assert asked is not None
     scoring = _scoring(recipe, asked, device)
-    plain = Scores()
-    own = Scores()
+    plain, own = Scores(), Scores()
     with intra_op_threads(recipe.device.threads), shelf() if asked.against else nullcontext() as kept:
         if kept is not None:
             tell("quality of the full model")
@@ -138,6 +139,7 @@ def reference(recipe: Recipe) -> Recipe:
 
 def _scoring(recipe: Recipe, asked: Quality, device: torch.device) -> Scoring:
     source = source_of(recipe)
+    _refuse_too_long(source, build_on_meta(source, recipe), asked.tokens)
     tokenizer: Any = load_tokenizer(source)
     windows = windows_of(
         read_text(asked.text),
@@ -150,9 +152,7 @@ def _scoring(recipe: Recipe, asked: Quality, device: torch.device) -> Scoring:
 
 def _score(recipe: Recipe, scoring: Scoring, scores: Scores, kept: Shelf | None, *, writes: bool) -> None:
     """Build the model of the recipe, lead it through the windows, and let it go."""
-    source = source_of(recipe)
-    model = load_model(source, recipe, scoring.device)
-    _refuse_too_long(source, model, int(scoring.windows.shape[1]))
+    model = load_model(source_of(recipe), recipe, scoring.device)
     together = _together(model, int(scoring.windows.shape[1]))
     rows = 0
     for batch in scoring.windows.split(together):
