@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import torch
 
-from mem_gpt_cli.attention.backend import attention_note
+from mem_gpt_cli.attention.backend import attention_note, implementation, kernels_that_ran
 from mem_gpt_cli.attention.kv_heads import source_of
 from mem_gpt_cli.ledger import Moment
 from mem_gpt_cli.ledger.timeline import run_title, timeline_of
@@ -155,6 +155,10 @@ def report(job: Job, measured: Measured) -> MemoryReport:
         details={
             "allocator_events": len(account.time_ns),
             "inner_buffers": [buffer._asdict() for buffer in account.inner[:LISTED_BUFFERS]],
+            "attention_kernels": kernels_that_ran(
+                (operation.name for operation in account.log.operations),
+                implementation(job.recipe, job.device.torch_device),
+            ),
             "threads": measured.threads,
             **observed.details,
             **job.details,

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from mem_gpt_cli.attention.backend import attention_note
+from mem_gpt_cli.attention.backend import attention_note, implementation, kernels_that_ran
 from mem_gpt_cli.attention.kv_heads import source_of
 from mem_gpt_cli.devices.card import Card, card_of, summary_of
 from mem_gpt_cli.devices.verdict import Verdict, verdict_on
@@ -64,6 +64,9 @@ def trace(
         plan = None if full_depth or card else plan_depth(whole, recipe.task)
         dry = DryRunner(source, recipe, full_depth=full_depth, card=card).run(plan)
     dry.warnings.extend((*source.notes, *attention_note(whole, recipe)))
+    dry.details["attention_kernels"] = kernels_that_ran(
+        (place.operator for place in dry.places), implementation(recipe)
+    )
     if events is not None and dry.log is not None:
         write_events(dry.log, events, as_run(recipe))
     if timeline is not None and dry.curves is not None:

@@ -6,7 +6,7 @@ from contextlib import nullcontext
 
 import torch
 
-from mem_gpt_cli.attention.backend import check_attention, implementation
+from mem_gpt_cli.attention.backend import check_attention, implementation, prefer_flash_attn
 from mem_gpt_cli.attention.kv_heads import converted_weights
 from mem_gpt_cli.checkpointing.enable import enable_checkpointing
 from mem_gpt_cli.kv_cache.windowed_masks import give_window
@@ -40,7 +40,9 @@ def build(source: ModelSource, recipe: Recipe, device: torch.device | None = Non
     Under ``FakeTensorMode`` this is the same code, and no byte is taken.
     """
     model = build_on_meta(source, recipe)
-    load_model(model, source, recipe, device or torch.device(recipe.device.name))
+    device = device or torch.device(recipe.device.name)
+    load_model(model, source, recipe, device)
+    prefer_flash_attn(model, recipe, device)
     return model
 
 

@@ -141,7 +141,7 @@ class TextModel:
         if recipe.attention.kv_heads != self.recipe.attention.kv_heads:
             raise UsageError("attention.kv_heads changes the weights: load the model again")
         check_attention(self.model, recipe)
-        wanted = implementation(recipe)
+        wanted = implementation(recipe, next(self.model.parameters()).device)
         try:
             self.model.set_attn_implementation(wanted)  # type: ignore[operator]
         except ValueError as error:
