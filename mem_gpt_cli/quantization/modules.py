@@ -39,6 +39,8 @@ def replace_on_meta(model: torch.nn.Module, recipe: Recipe) -> None:
     for holders in matrices:
         method = plan.shared(*((path, role) for path, _, role in holders))
         if method is not None:
+            if recipe.device.type == "cpu":
+                _refuse_broken_rows(holders[0][0], holders[0][1], method)
             modules = [(path, module) for path, module, _ in holders]
             _replace(model, modules, method, turns)
 
@@ -117,6 +119,16 @@ def _refuse_unmatched(
             f"quantization.overrides: {pattern!r} matches no matrix of {type(model).__name__}: write a "
             f"pattern of paths such as {layer}, or embeddings, or head",
             position_of(("quantization", "overrides"), recipe.text),
+        )
+
+
+def _refuse_broken_rows(path: str, module: torch.nn.Module, method: Method) -> None:
+    """bitsandbytes 0.50's CPU kernel reads a block that goes on in the next row with wrong scales."""
+    columns, block = full_matrix(module).shape[1], method.group_size
+    if method.scheme in ("nf4", "fp4") and block and columns % block:
+        raise UnsupportedError(
+            f"{path} has {columns} inputs in blocks of {block}: bitsandbytes' CPU kernel reads rows that are "
+            "no whole blocks wrongly; write a group_size that divides them, or scheme int4"
         )
 
 
