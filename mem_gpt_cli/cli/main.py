@@ -22,6 +22,7 @@ SUBCOMMANDS: Mapping[str, str] = {
     "generate": "mem_gpt_cli.cli.generate:generate",
     "bench": "mem_gpt_cli.cli.bench:bench",
     "models": "mem_gpt_cli.cli.models:models",
+    "save": "mem_gpt_cli.cli.save:save",
     "recipes": "mem_gpt_cli.cli.recipes:app",
     "doctor": "mem_gpt_cli.cli.doctor:doctor",
 }
