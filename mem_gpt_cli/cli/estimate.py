@@ -9,7 +9,7 @@ import typer
 
 from mem_gpt_cli.cli import answer, console
 from mem_gpt_cli.cli.options import Request, takes_recipe
-from mem_gpt_cli.cli.startup import without_collector
+from mem_gpt_cli.cli.startup import hush_libraries, without_collector
 from mem_gpt_cli.errors import UnsupportedError, UsageError
 
 if TYPE_CHECKING:
@@ -92,6 +92,7 @@ def _show_trace(
     from mem_gpt_cli.estimate import estimate as by_formula
     from mem_gpt_cli.trace import trace as by_tracing
 
+    hush_libraries()
     try:
         formula = by_formula(recipe)
     except UnsupportedError as error:

@@ -15,6 +15,7 @@ import typer
 from mem_gpt_cli.cli import console
 from mem_gpt_cli.cli.options import Request, takes_recipe
 from mem_gpt_cli.cli.prompts import Asked, asked_prompts
+from mem_gpt_cli.cli.startup import hush_libraries
 from mem_gpt_cli.errors import UnsupportedError, UsageError
 from mem_gpt_cli.report.sizes import render_bytes
 
@@ -68,6 +69,7 @@ def generate(
         raise UsageError("--csv belongs to commands that answer with a row: use --out FILE.jsonl")
     if resume and out is None:
         raise UsageError("--resume goes on with a file of answers: add --out FILE")
+    hush_libraries()
     recipe = request.recipe()
     if recipe.task == "training":
         raise UsageError("a training generates no text: add --task inference")
@@ -221,7 +223,7 @@ def _measured(before: Levels, peak: Levels) -> Iterator[str]:
     known = [f"{name} {render_bytes(count)}" for name, count in counts.items() if count is not None]
     yield f"measured at its peak: {', '.join(known)}" if known else "not measured on this machine"
     if before.process_bytes is not None and peak.process_bytes is not None:
-        yield f"{render_bytes(before.process_bytes)} of the process were there before the model"
+        yield f"{render_bytes(before.process_bytes)} of the process were there before the model and its code"
 
 
 def _of_prediction(predicted: Phase | str) -> str:

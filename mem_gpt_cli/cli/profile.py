@@ -11,6 +11,7 @@ import typer
 
 from mem_gpt_cli.cli import answer, console
 from mem_gpt_cli.cli.options import Request, takes_recipe
+from mem_gpt_cli.cli.startup import hush_libraries
 from mem_gpt_cli.errors import UnsupportedError, UsageError
 from mem_gpt_cli.report.sizes import render_bytes
 
@@ -48,6 +49,7 @@ def profile(
     """
     from mem_gpt_cli.profile import profile as measure
 
+    hush_libraries()
     recipe = request.recipe()
     if per_token:
         if timeline or history or request.csv:

@@ -1,4 +1,4 @@
-"""What keeps a short command short: the garbage collector would take a good part of its time."""
+"""What keeps a short command short, and a long one from talking of what is no matter to its user."""
 
 from __future__ import annotations
 
@@ -27,3 +27,14 @@ def with_collector() -> None:
 def leave_all_to_the_system() -> None:
     """Hide what there is from the collector: a Python that ends searches all of it, several times over."""
     gc.freeze()
+
+
+def hush_libraries() -> None:
+    """Leave out what libraries log as they are imported: kernels for other builds, classes grown old.
+
+    transformers imports torchao wherever it is installed.
+    """
+    import logging  # here, because it would take a part of a short command's time
+
+    for name in ("torchao", "torch.utils._pytree"):
+        logging.getLogger(name).setLevel(logging.ERROR)

@@ -18,6 +18,7 @@ from mem_gpt_cli.model.source import ModelSource
 from mem_gpt_cli.model.weights import wants_real_weights
 from mem_gpt_cli.quality.scores import Scores, Shelf, Teacher, shelf
 from mem_gpt_cli.quality.text import check_text, read_text, windows_of
+from mem_gpt_cli.quantization.saved import as_saved
 from mem_gpt_cli.recipe.changing import for_prompts
 from mem_gpt_cli.recipe.schema import Attention, KVCache, Quality, Quantization, Recipe
 from mem_gpt_cli.report.model import Quality as Measured
@@ -84,6 +85,11 @@ def notes(recipe: Recipe) -> tuple[str, ...]:
             f"any option ({', '.join(grid.formats)}): 4-bit schemes can look better here than they are on "
             "weights that were stored in full"
         )
+    if source.saved_quantization is not None and recipe.quality and recipe.quality.against:
+        found.append(
+            f"quality: compared with nothing, because {source.name} was saved quantized: the full weights "
+            "are not there"
+        )
     if recipe.kv_cache.kind not in (*LOSSY_CACHES, "dynamic", "none"):
         found.append(
             f"quality: scored in one pass, because a {recipe.kv_cache.kind} cache holds the same values as "
@@ -103,8 +109,7 @@ def measure(recipe: Recipe, device: torch.device, tell: Tell = _nobody) -> Measu
     Raises:
         UsageError: for a text that is too short.
     """
-    asked = recipe.quality
-    assert asked is not None
+    recipe, asked = _asked(recipe)
     scoring = _scoring(recipe, asked, device)
     plain, own = Scores(), Scores()
     with intra_op_threads(recipe.device.threads), shelf() if asked.against else nullcontext() as kept:
@@ -135,6 +140,14 @@ def reference(recipe: Recipe) -> Recipe:
             "kv_cache": KVCache(),
         }
     )
+
+
+def _asked(recipe: Recipe) -> tuple[Recipe, Quality]:
+    """The recipe as its weights are stored, and what is asked; codes that were saved have no full weights."""
+    assert recipe.quality is not None
+    source = source_of(recipe)
+    against = recipe.quality.against and source.saved_quantization is None
+    return as_saved(recipe, source), recipe.quality.model_copy(update={"against": against})
 
 
 def _scoring(recipe: Recipe, asked: Quality, device: torch.device) -> Scoring:
