@@ -74,8 +74,9 @@ def undominated(steps: Iterable[Step]) -> Sequence[Step]:
 def _step(decoder: Decoder, step: Step, mask: Tensor, keys: int) -> None:
     """One batch: its mask drawn, the forward pass, the likeliest token of each request that gets one."""
     tape, arch = decoder.tape(recording=False), decoder.architecture
-    blocks = [queries * seen for queries, seen in step.blocks if queries > 1]
-    tape.scratch(max(blocks, default=0) * decoder.item, "triu_")
+    drawn = [queries * seen * (2 if queries > 1 else 1) for queries, seen in step.blocks]
+    if not decoder.cuda:  # the CPU's kernel copies a part of the mask
+        tape.scratch(max(drawn) * decoder.item, "triu_")
     tokens = tape.new(0, INT64, STATIC, INPUTS)
     tokens.numel = step.queries  # a view of the static inputs
     x = decoder.forward(tape, tokens, past=step.past, pages=Pages(keys, step.past, mask))

@@ -131,13 +131,18 @@ def sort(args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any) -> int: 
 
 
 def triangle_in_place(args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any) -> int:  # noqa: ARG001
-    """A copy that lies together, of a part of something wider: the kernel wants whole matrices.
+    """Copies of a part of something wider, where its matrices do not lie one after the other.
+
+    The result is made apart, and so is the input unless its elements lie together all the same.
 
     Source: ``checkTrilTriuBatchContiguous`` in ATen/native/TriangularOpsUtils.h, ``compute_triu_tril`` in
     TriangularOps.cpp.
     """
-    whole = args[0].is_contiguous() or args[0].dim() <= 3
-    return 0 if whole else int(args[0].numel() * args[0].element_size())
+    part = args[0]
+    if part.dim() <= 3 or part.stride() == torch.empty(part.shape, device="meta").stride():
+        return 0
+    copies = 1 if part.is_contiguous() else 2
+    return int(copies * part.numel() * part.element_size())
 
 
 RULES: dict[Any, Rule] = {
