@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -35,6 +37,16 @@ def weight_bytes(model: Any) -> int:
 
     storages = [tensor.untyped_storage() for tensor in stored_tensors(model.model)]
     return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+
+
+@pytest.mark.parametrize(("file", "blocks"), [("README.md", 1), ("docs/generate.md", 2)])
+def test_the_documents_blocks_run(file: str, blocks: int, capsys: pytest.CaptureFixture[str]) -> None:
+    text = (Path(__file__).resolve().parent.parent / file).read_text(encoding="utf-8")
+    found = [block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "generate(" in block]
+    assert len(found) == blocks
+    for block in found:
+        exec(compile(block, file, "exec"), {})
+    assert "Hello, I am a language model." in capsys.readouterr().out
 
 
 def test_the_lines_of_the_readme(capsys: pytest.CaptureFixture[str]) -> None:
