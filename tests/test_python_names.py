@@ -43,7 +43,7 @@ def weight_bytes(model: Any) -> int:
 def test_the_documents_blocks_run(file: str, blocks: int, capsys: pytest.CaptureFixture[str]) -> None:
     text = (Path(__file__).resolve().parent.parent / file).read_text(encoding="utf-8")
     found = [block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "generate(" in block]
-    assert len(found) == blocks
+    assert len(found) >= blocks
     for block in found:
         exec(compile(block, file, "exec"), {})
     assert "Hello, I am a language model." in capsys.readouterr().out
