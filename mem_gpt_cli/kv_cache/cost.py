@@ -103,7 +103,10 @@ def cache_bytes(
     """
     how = Storing(item) if isinstance(item, int) else item
     total = 0
-    for layer in architecture.layers[: how.resident]:
+    layers = architecture.layers
+    if how.resident is not None:  # what comes back early is the layer after the last, and not the last itself
+        layers = layers[: how.resident] if len(layers) > how.resident else ()
+    for layer in layers:
         held = batch * stored_tokens(layer.attention, tokens, decoded=decoded, room=how.room)
         total += held * elements_per_token(layer.attention) * how.item
         total += how.beside or (WINDOW_NUMBER if span(layer.attention) else 0)
