@@ -49,6 +49,7 @@ _DEFAULT = Dialect()
 _GEMMA3 = Dialect(rms="gemma", embedding_scale=True, norm_position="sandwich", rotary_by_span=True)
 _DIALECTS = {
     "gpt2": Dialect(softmax_fp32=False, holds_attention_output=True, drops_in_attention=True),
+    "gpt_bigcode": Dialect(holds_attention_output=True, drops_in_attention=True),
     "opt": Dialect(scales_queries=True, positions_by_sequence=True, inlines_mlp=True),
     "gemma": Dialect(rms="gemma", embedding_scale=True),
     "gemma2": Dialect(sdpa=False, rms="gemma", embedding_scale=True, norm_position="sandwich"),
