@@ -1,9 +1,10 @@
-"""A paged cache: the same tokens as one request alone, every byte in all lenses, and the memory given back."""
+"""A paged cache: the tokens of each request alone, every byte in all lenses, the memory given back."""
 
 from __future__ import annotations
 
 import gc
 import random
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -67,7 +68,7 @@ def alone(model: Any, prompt: list[int], new: int) -> list[int]:
 @pytest.mark.parametrize("backend", ["sdpa", "eager"])
 @pytest.mark.parametrize("name", MODELS_AND_TINY)
 def test_tokens_are_those_of_each_request_alone(name: str, backend: str) -> None:
-    """Twice: from a pool that suffices, and from one so small that requests lose their pages and begin anew."""
+    """From a pool that suffices, and from one so small that requests lose their pages and begin anew."""
     recipe = paged(MODELS_AND_TINY[name]).model_copy(
         update={"attention": Recipe.model_validate({"attention": {"backend": backend}}).attention}
     )
@@ -190,8 +191,7 @@ def test_requests_that_begin_alike_share_their_pages() -> None:
 
 
 def resident_bytes() -> int:
-    with open("/proc/self/statm") as statm:
-        return int(statm.read().split()[1]) * 4096
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 
 
 def test_the_memory_is_given_back() -> None:

@@ -102,9 +102,11 @@ def _show_trace(
 
     def tables() -> list[RenderableType]:
         from mem_gpt_cli.report import table
+        from mem_gpt_cli.report.pages import pages_table
 
         side_by_side = table.comparison({"estimate": formula, "trace": report}, titled=False)
-        return [table.summary(report), side_by_side, table.places(report)]
+        pages = [pages_table(report.details["pages"])] if "pages" in report.details else []
+        return [table.summary(report), side_by_side, table.places(report), *pages]
 
     answer.give(request, report, tables)
     if timeline:

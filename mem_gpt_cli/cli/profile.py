@@ -93,6 +93,10 @@ def _tables(recipe: Recipe, measured: MemoryReport) -> Iterator[RenderableType]:
     }
     yield table.comparison(reports)
     yield table.places(measured)
+    if "pages" in measured.details:
+        from mem_gpt_cli.report.pages import pages_table
+
+        yield pages_table(measured.details["pages"])
     if measured.quality:
         from mem_gpt_cli.report.quality import quality_table
 
