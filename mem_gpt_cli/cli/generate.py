@@ -16,7 +16,7 @@ from mem_gpt_cli.cli import console
 from mem_gpt_cli.cli.options import Request, takes_recipe
 from mem_gpt_cli.cli.prompts import Asked, asked_prompts
 from mem_gpt_cli.cli.startup import hush_libraries
-from mem_gpt_cli.errors import UnsupportedError, UsageError
+from mem_gpt_cli.errors import MemgptError, UsageError
 from mem_gpt_cli.report.sizes import render_bytes
 
 if TYPE_CHECKING:
@@ -92,6 +92,7 @@ def _run(answers: Answers, recipe: Recipe, asked: Sequence[Asked], chat: bool) -
         on_duty.begin()
         model = load(recipe, device.torch_device)
         read = [model.read([one.text], chat=chat, first=one.index)[0] for one in asked]
+        _warn_of_length(model, read)
         begun = time.perf_counter()
 
         def sum_up() -> None:
@@ -187,6 +188,18 @@ def _without_answered(asked: Sequence[Asked], recipe: Recipe, out: Path) -> list
     return left
 
 
+def _warn_of_length(model: TextModel, prompts: Sequence[Prompt]) -> None:
+    """Positions that are computed know no end, but a model was trained up to one."""
+    config: Any = model.model.config
+    trained = getattr(config.get_text_config(), "max_position_embeddings", None)
+    longest = max(len(prompt.tokens) for prompt in prompts) + model.recipe.lengths.new - 1
+    if trained is not None and longest > trained:
+        console.warn(
+            f"prompt and new tokens are up to {longest:,} tokens, {model.name} was made for {trained:,}: "
+            "expect worse text beyond"
+        )
+
+
 def _predicted(model: TextModel, prompts: Sequence[Prompt]) -> Phase | str:
     """The peak that the formula predicts of the largest batch, or why it predicts none."""
     from mem_gpt_cli.estimate import estimate
@@ -198,7 +211,7 @@ def _predicted(model: TextModel, prompts: Sequence[Prompt]) -> Phase | str:
             estimate(for_prompts(model.recipe, [len(prompt.tokens) for prompt in batch], new))
             for batch in model.batches(prompts)
         ]
-    except UnsupportedError as error:
+    except MemgptError as error:  # the texts are there, and stay
         return str(error)
     return max(reports, key=lambda report: report.allocated_bytes).peak
 
