@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from mem_gpt_cli.errors import EnvironmentUnavailableError, RecipeError, UnsupportedError
+import mem_gpt_cli as memgpt
+from mem_gpt_cli.errors import EnvironmentUnavailableError, RecipeError, UnsupportedError, UsageError
 from mem_gpt_cli.ledger.allocator import record_allocator
 from mem_gpt_cli.model import resolve
 from mem_gpt_cli.quantization.modules import parameter_count, quantized_layers, stored_tensors
@@ -208,3 +209,15 @@ def test_the_number_of_parameters_is_that_of_the_full_model() -> None:
         recipes = (recipe_of(model), recipe_of(model, scheme="nf4", overrides=head))
         counts = {parameter_count(build_on_meta(resolve(each.model), each)) for each in recipes}
         assert len(counts) == 1
+
+
+@pytest.mark.parametrize("quantization", [{"scheme": "int4"}, {}], ids=["int4", "in full"])
+def test_a_saved_text_model_says_the_same(quantization: dict[str, Any], tmp_path: Path) -> None:
+    """With its tokenizer; a model in full is saved as transformers has it."""
+    model = memgpt.load({"model": {"name": "memgpt-tiny"}, "quantization": quantization})
+    model.save(tmp_path / "saved")
+    again = memgpt.load({"model": {"name": str(tmp_path / "saved")}})
+    assert again.generate("The", new_tokens=12) == model.generate("The", new_tokens=12)
+    assert again.recipe.quantization.scheme == quantization.get("scheme", "none")
+    with pytest.raises(UsageError, match="holds a model already"):
+        model.save(tmp_path / "saved")

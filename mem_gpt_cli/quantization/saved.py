@@ -64,7 +64,7 @@ def save_quantized(model: torch.nn.Module, folder: Path, source: ModelSource, re
     try:
         folder.mkdir(parents=True, exist_ok=True)
         save_file(_tensors(model), folder / _WEIGHTS, metadata={"format": "pt"})
-        config = {**source.config, QUANTIZATION_KEY: section}
+        config = {**source.config, **({QUANTIZATION_KEY: section} if section else {})}
         (folder / _CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
         raise UsageError(f"{folder} cannot be written: {error.strerror or error}") from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,7 +16,7 @@ from mem_gpt_cli.attention.kv_heads import source_of
 from mem_gpt_cli.errors import EnvironmentUnavailableError, UnsupportedError, UsageError
 from mem_gpt_cli.model.positions import learned_positions
 from mem_gpt_cli.model.source import ModelSource
-from mem_gpt_cli.quantization.saved import as_saved
+from mem_gpt_cli.quantization.saved import as_saved, save_quantized
 from mem_gpt_cli.recipe import refuse_unavailable
 from mem_gpt_cli.recipe.changing import changed
 from mem_gpt_cli.recipe.schema import Recipe, Sampling
@@ -112,6 +113,18 @@ class TextModel:
                     yield from complete_paged(self.model, self.recipe, batch, rows, ends)
                 else:
                     yield from complete_together(self.model, self.recipe, batch, rows, self._padding())
+
+    def save(self, folder: str | Path) -> None:
+        """Write the model with its tokenizer: the folder, as ``model.name``, is it again, to the bit.
+
+        Quantized weights are written as they are stored, see ``quantization.saved.save_quantized``.
+
+        Raises:
+            UsageError: where the folder cannot be written or holds a model already.
+        """
+        save_quantized(self.model, Path(folder), self.source, self.recipe)
+        if self.tokenizer is not None:
+            self.tokenizer.save_pretrained(str(folder))
 
     def with_options(self, **sections: dict[str, Any]) -> TextModel:
         """The same torch model under a recipe with other values: ``with_options(kv_cache={"kind": "none"})``.
