@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 
+from mem_gpt_cli.devices.kernels.bitsandbytes import reads_four_bits
 from mem_gpt_cli.devices.kernels.cublas import lt_workspace_bytes, workspace_bytes
 from mem_gpt_cli.ledger.accumulation import sums_in_place
 from mem_gpt_cli.optimizers.cost import implementation
-from mem_gpt_cli.trace.cuda import attention_kernels, kernels
+from mem_gpt_cli.trace.cuda import attention_kernels, bitsandbytes_kernels, kernels
 from mem_gpt_cli.trace.cuda.autocast import cuda_autocast_lists
 from mem_gpt_cli.trace.cuda.births import BIRTHS
 from mem_gpt_cli.trace.cuda.blas import adds_bias_in_kernel, operand_copies
@@ -30,9 +31,13 @@ PAGE = (ROOT / "docs" / "cuda.md").read_text(encoding="utf-8")
 STEERING = (
     *(host_tensors, cuda_autocast_lists, softmax, log_softmax, dropout, choose_kernel),
     *(sums_in_place, implementation, operand_copies, adds_bias_in_kernel),
-    *(workspace_bytes, lt_workspace_bytes, offloaded_layers, moved_numbers),
+    *(workspace_bytes, lt_workspace_bytes, offloaded_layers, moved_numbers, reads_four_bits),
 )
-BUFFERS = (*attention_kernels.RULES.values(), *kernels.RULES.values())
+BUFFERS = (
+    *attention_kernels.RULES.values(),
+    *kernels.RULES.values(),
+    *bitsandbytes_kernels.RULES.values(),
+)
 RULES: dict[str, Callable[..., Any]] = {
     rule.__name__: rule for rule in (*STEERING, *BUFFERS, *BIRTHS.values())
 }

@@ -78,7 +78,9 @@ class Turns:
             del full[0]
         dtype, device = self.recipe.model.dtype, self.recipe.device.type
         taken = buffers(one.method, one.rows, one.columns, dtype, device)
-        scratch = [Storage(self.ledger, KERNEL_BUFFERS, nbytes, one.method.scheme) for nbytes in taken]
+        scratch = [
+            Storage(self.ledger, KERNEL_BUFFERS, nbytes, one.method.scheme) for nbytes in taken if nbytes
+        ]
         scratch.clear()
         return [_held(self.ledger, nbytes) for nbytes in cost.stored_parts(one, self.item)]
 

@@ -42,10 +42,10 @@ class Product(NamedTuple):
         """Something that a kernel takes for itself."""
         return self.tape.new(numel, item, operation, KERNEL_BUFFERS)
 
-    def multiplied(self) -> None:
-        """Note that cuBLAS ran, on a card."""
+    def multiplied(self, *, adds: bool = True) -> None:
+        """Note that cuBLAS ran, on a card; whether it ``adds`` the bias, if there is one."""
         if self.tape.cuda:
-            self.tape.cuda.multiplies(self.tape, biased=self.biased)
+            self.tape.cuda.multiplies(self.tape, biased=self.biased and adds)
 
     def result(self, outputs: int = 0) -> Tensor:
         """The product, or that of some of the matrix's rows."""
@@ -161,7 +161,7 @@ def _eight_bit_on_cuda(run: Product) -> Tensor:
     if run.inputs % 4:
         wide = [run.buffer(numel, FP32, "int8_scaled_mm") for numel in (run.x.numel, run.weights)]
         product = run.buffer(result, FP32, "int8_scaled_mm")
-        run.multiplied()
+        run.multiplied(adds=False)
         wide.clear()
         tape.scratch(result * FP32, "int8_scaled_mm")
         del product
@@ -176,7 +176,7 @@ def _by_rows(run: Product) -> Tensor:
     """The codes in the input's dtype, one product, and the scales times its columns; the bias in place."""
     full = run.tape.new(run.weights, run.x.item, "_to_copy")
     unscaled = run.result()
-    run.multiplied()
+    run.multiplied(adds=False)
     del full
     scales = run.tape.new(run.outputs, run.x.item, "_to_copy") if run.x.item != FP32 else None
     out = run.result()

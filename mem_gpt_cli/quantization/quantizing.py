@@ -28,13 +28,21 @@ def buffers(method: Method, rows: int, columns: int, dtype: str, device: str) ->
     """
     item = FP32 if dtype == "fp32" else FP16
     if method.backend != "bitsandbytes":
-        return _affine(method, rows, columns, item)
+        return _affine(method, rows, columns, item, casts=device == "cpu")
     weights = rows * columns
     if device == "cuda":
-        return (weights * FP16,) if method.scheme == "int8" and dtype != "fp16" else ()
+        return _by_kernel(method, matrix_parts(method, rows, columns, item), weights, dtype)
     if method.scheme == "int8":
         return _eight_bit(weights, rows, dtype)
     return _four_bit(method, weights, dtype)
+
+
+def _by_kernel(method: Method, parts: Sequence[int], weights: int, dtype: str) -> Sequence[int]:
+    """bitsandbytes' CUDA kernels read the matrix as it is, int8's in fp16; maxima are centred in a copy."""
+    if method.scheme == "int8":
+        return parts if dtype == "fp16" else (weights * FP16, *parts)
+    maxima = blocks_of(method, weights) * FP32
+    return (maxima, maxima, *parts) if method.double_quant else parts
 
 
 def _eight_bit(weights: int, rows: int, dtype: str) -> Sequence[int]:
@@ -55,31 +63,31 @@ def _four_bit(method: Method, weights: int, dtype: str) -> Sequence[int]:
     return *wide, maxima, weights * FP32, weights * FP32, weights, weights // 2, weights // 2
 
 
-def _affine(method: Method, rows: int, columns: int, item: int) -> Sequence[int]:
-    """The codes before and after zero points are added, with scales, zero points and a copy of these as wide.
+def _affine(method: Method, rows: int, columns: int, item: int, *, casts: bool) -> Sequence[int]:
+    """The codes before and after zero points are added, with scales and zero points; the CPU ``casts`` these.
 
     Our own layout takes some rows at a time: then what will be stored is there from the beginning, and the
     first rows' are there twice.
     """
     if method.backend == "torchao":
-        return _torchao(method, rows, columns, item)
+        return _torchao(method, rows, columns, item, casts=casts)
     taken = min(rows, rows_at_once(method, columns))
     padded, groups = native_layout(method, columns)
     beside = matrix_parts(method, rows, columns, item) + matrix_parts(method, taken, columns, item)
     return (
         *(beside if taken < rows else ()),
         *((taken * padded * item,) if padded != columns else ()),
-        *(taken * groups * each for each in (item, INT8, item)),
+        *(taken * groups * each for each in (item, INT8, item if casts else 0)),
         *(taken * padded * item,) * 2,
     )
 
 
-def _torchao(method: Method, rows: int, columns: int, item: int) -> Sequence[int]:
+def _torchao(method: Method, rows: int, columns: int, item: int, *, casts: bool) -> Sequence[int]:
     """int4 has zero points in the model's dtype, and its codes are 32 bits wide before they are packed."""
     weights = rows * columns
     if method.scheme == "int8":
         wide = FP32 if method.mapping == "symmetric" else item
-        return *(rows * each for each in (wide, INT8, wide)), weights * wide, weights * wide
+        return *(rows * each for each in (wide, INT8, wide if casts else 0)), weights * wide, weights * wide
     groups = weights // (method.group_size or columns)
     if item < FP32:
         return groups * item, groups * item, weights * item, weights * FP32

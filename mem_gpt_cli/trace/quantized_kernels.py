@@ -26,7 +26,7 @@ def gemm_4bit(args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any) -> 
     ``_gemm_4bit_default_impl``: one row or many are the same here.
     """
     weights, blocksize = prod(args[2]), args[4]
-    nested = kwargs.get("absmax_8bit") is not None or (len(args) > 7 and args[7] is not None)
+    nested = given(args, kwargs, 7, "absmax_8bit") is not None
     maxima = FP32 * -(-weights // blocksize) if nested else 0
     return int(weights * args[0].element_size() + maxima)
 
@@ -67,6 +67,11 @@ def int8_scaled_mm(args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any
     return int(scaling - result.numel() * result.element_size())
 
 
+def given(args: tuple[Any, ...], kwargs: Mapping[str, Any], index: int, name: str) -> Any:
+    """An argument of an operator's call, by its place or by its name; ``None`` where it is left out."""
+    return args[index] if len(args) > index else kwargs.get(name)
+
+
 def inner_product(
     func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> tuple[Any, tuple[Any, ...]] | None:
@@ -79,7 +84,7 @@ def inner_product(
     x, shape = args[0], args[2]
     rows = x.reshape(-1, shape[1])
     matrix = x.new_empty(tuple(shape)).t()
-    bias = kwargs.get("bias")
+    bias = given(args, kwargs, 6, "bias")
     return (aten.mm.default, (rows, matrix)) if bias is None else (aten.addmm.default, (bias, rows, matrix))
 
 

@@ -41,6 +41,8 @@ def multiplies_integers() -> bool:
 def reads_four_bits(gpu: Gpu, dtype: str, rows: int, outputs: int, inputs: int, block: int) -> bool:
     """Whether a product takes the kernel that reads 4 bits; else the matrix is written out first.
 
+    Then torch's own product follows (ATen/native/Linear.cpp).
+
     Args:
         gpu: where it runs.
         dtype: the input's, by its name in a recipe.
