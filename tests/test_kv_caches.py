@@ -248,14 +248,14 @@ def test_whole_numbers_need_a_package(stored: str, monkeypatch: pytest.MonkeyPat
 
 
 def test_a_model_with_windows_has_no_quantized_cache() -> None:
-    recipe = load_recipe(None, overrides=["model.name=mistral-7b", "kv_cache.kind=quantized"])
+    recipe = load_recipe(None, overrides=["model.name=mistral-7b-v0.1", "kv_cache.kind=quantized"])
     with pytest.raises(UnsupportedError, match="cannot have a quantized cache"):
         new_cache(build_on_meta(source_of(recipe), recipe), recipe)
 
 
 def test_windows_of_a_model_and_of_a_recipe_are_not_mixed() -> None:
     for model, window, sentence in (
-        ("mistral-7b", 64, "has a window of its own"),
+        ("mistral-7b-v0.1", 64, "has a window of its own"),
         ("gpt2", None, "has no window of its own"),
         ("bloom-560m", 64, "cannot be given a window"),
     ):

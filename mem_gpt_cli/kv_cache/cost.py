@@ -35,8 +35,8 @@ class Storing(NamedTuple):
 def storing(recipe: Recipe, item: int) -> Storing:
     """How a recipe's cache stores keys and values that are ``item`` bytes wide.
 
-    The fp8 cache is transformers' ``Fp8QuantizedLayer``. An int4 or int2 cache has a layout of its package's
-    own, which is not known here: its elements alone are counted, in whole bytes.
+    A quantized cache is fp8, transformers' ``Fp8QuantizedLayer``: what packages make of int4 and int2 is not
+    known here.
     """
     kind = recipe.kv_cache.kind
     if kind == "static":
@@ -46,6 +46,15 @@ def storing(recipe: Recipe, item: int) -> Storing:
     if kind == "offloaded":
         return Storing(item, resident=RESIDENT_LAYERS)
     return Storing(item)
+
+
+def grows_in_leaps(recipe: Recipe) -> bool:
+    """Whether the highest decode step may be any of them, and not the first or the last.
+
+    An int4 or int2 cache gathers tokens in full width and quantizes the whole anew once there are 128 of them
+    (``cache_utils.QuantizedLayer``).
+    """
+    return recipe.kv_cache.kind == "quantized" and recipe.kv_cache.format in ("int4", "int2")
 
 
 def static_tokens(recipe: Recipe) -> int:

@@ -9,6 +9,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mem_gpt_cli.devices.gpu import Gpu
+from mem_gpt_cli.kv_cache.cost import grows_in_leaps
 from mem_gpt_cli.kv_cache.storage import cache_tensors
 from mem_gpt_cli.ledger import EventLog, Ledger
 from mem_gpt_cli.model import ModelSource
@@ -86,7 +87,7 @@ def fake_run(
                 ledger.mark("weights", stored_tensors(model))
                 tokens = torch.zeros(recipe.workload.batch, workload.lengths.prompt, dtype=torch.long)
             workload.prepare(model, ledger)
-            if isinstance(workload, Inference) and not every_step:
+            if isinstance(workload, Inference) and not (every_step or grows_in_leaps(recipe)):
                 ends_only(workload, model, tokens, ledger)
             else:
                 workload.run(model, tokens, ledger)

@@ -20,7 +20,7 @@ _UNDER_A_MASK = ("static", "sliding")
 """Caches that a decode step reads under a mask."""
 
 
-def refusals(recipe: Recipe, lens: Lens) -> Iterator[Refusal]:  # noqa: ARG001
+def refusals(recipe: Recipe, lens: Lens) -> Iterator[Refusal]:
     """Caches that cannot serve the recipe, and keys that the cache would ignore."""
     if recipe.task == "training":
         if recipe.kv_cache.kind not in ("none", "dynamic"):
@@ -32,6 +32,12 @@ def refusals(recipe: Recipe, lens: Lens) -> Iterator[Refusal]:  # noqa: ARG001
     yield from _sizes(recipe)
     yield from _device(recipe)
     yield from _attention(recipe)
+    if lens == "estimate" and recipe.kv_cache.format in ("int4", "int2"):
+        yield (
+            ("kv_cache", "format"),
+            f"how {recipe.kv_cache.format} is laid out is up to the package that stores it, and no formula "
+            "knows: run `memgpt profile`, or choose fp8",
+        )
     if recipe.kv_cache.kind == "static" and recipe.workload.autocast != "none":
         yield (
             ("kv_cache", "kind"),
