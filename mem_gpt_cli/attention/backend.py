@@ -103,6 +103,21 @@ def kernels_that_ran(operators: Iterable[str], attention: str) -> list[str]:
     return found or ["eager"]
 
 
+@contextmanager
+def attention_is_known(recipe: Recipe) -> Iterator[None]:
+    """While a model is built: code with a list of attentions of its own (GPT-J) does not find ours in it.
+
+    Raises:
+        UnsupportedError: for such a model.
+    """
+    try:
+        yield
+    except KeyError as error:
+        if recipe.attention.backend != "lsh" or error.args != (implementation(recipe),):
+            raise
+        raise UnsupportedError(LSH_NOT_TAKEN) from error
+
+
 def check_attention(model: torch.nn.Module, recipe: Recipe) -> None:
     """Refuse a model whose code calls an attention of its own, whatever is registered.
 

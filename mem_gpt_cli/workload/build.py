@@ -6,7 +6,12 @@ from contextlib import nullcontext
 
 import torch
 
-from mem_gpt_cli.attention.backend import check_attention, implementation, prefer_flash_attn
+from mem_gpt_cli.attention.backend import (
+    attention_is_known,
+    check_attention,
+    implementation,
+    prefer_flash_attn,
+)
 from mem_gpt_cli.attention.kv_heads import converted_weights
 from mem_gpt_cli.checkpointing.enable import enable_checkpointing
 from mem_gpt_cli.kv_cache.windowed_masks import give_window
@@ -26,7 +31,8 @@ def build_on_meta(source: ModelSource, recipe: Recipe, layers: int | None = None
         recipe: the options that change what is built.
         layers: build that many layers instead of all.
     """
-    model = plain_on_meta(source, recipe, implementation(recipe), layers)
+    with attention_is_known(recipe):
+        model = plain_on_meta(source, recipe, implementation(recipe), layers)
     check_attention(model, recipe)
     enable_checkpointing(model, recipe)
     give_window(model, source, recipe)
