@@ -102,7 +102,7 @@ def test_no_table_of_bitsandbytes_stays_fake_after_a_trace() -> None:
 
 
 def test_gpt2_xl_never_takes_much_more_than_its_quantized_weights() -> None:
-    """At most 1.3 times while it loads; measured it is the traced figure to the byte (docs/quantization.md)."""
+    """At most 1.3 times while it loads; what is measured is the same to the byte (docs/quantization.md)."""
     recipe = Recipe.model_validate(
         {
             "model": {"name": "gpt2-xl"},
