@@ -212,22 +212,20 @@ def test_the_memory_is_given_back() -> None:
 
 
 def test_a_budget_leaves_a_pool_whose_run_stays_within_it() -> None:
-    free = load_recipe(
-        flags={
-            "model": MODELS["llama"],
-            "workload": {"requests": {"count": 10, "shortest": 16, "longest": 200}, "new_tokens": 12},
-            "kv_cache": {"kind": "paged", "batch_tokens": 64},
-        }
-    )
-    whole = memgpt.trace(free)
-    budget = round(0.8 * whole.allocated_bytes)
-    tight = load_recipe(flags=free.model_dump(mode="json") | {"budget.memory": budget})
-    traced = memgpt.trace(tight)
-    fewer = traced.details["pages"]["pool_pages"]
-    assert Paging.of(tight).largest <= fewer < whole.details["pages"]["pool_pages"]
-    assert 0.8 * budget < traced.allocated_bytes <= budget
+    flags: dict[str, Any] = {
+        "model": MODELS["llama"],
+        "workload": {"requests": {"count": 24, "shortest": 16, "longest": 60}, "new_tokens": 40},
+        "kv_cache": {"kind": "paged", "batch_tokens": 64},
+        "device.threads": 1,
+    }
+    budget = round(0.6 * memgpt.estimate(load_recipe(flags=flags)).allocated_bytes)
+    tight = load_recipe(flags=flags | {"budget.memory": budget})
+    measured = memgpt.profile(tight, passes="memory")
+    paging = Paging.of(tight)
+    assert paging.largest < measured.details["pages"]["pool_pages"] < pages_needed(paging)
+    assert 0.8 * budget < measured.allocated_bytes <= budget
     with pytest.raises(RecipeError, match=r"budget.memory: .* too few pages for the longest request"):
-        memgpt.trace(load_recipe(flags=free.model_dump(mode="json") | {"budget.memory": 700_000}))
+        memgpt.estimate(load_recipe(flags=flags | {"budget.memory": 1_000_000}))
 
 
 @pytest.mark.parametrize(

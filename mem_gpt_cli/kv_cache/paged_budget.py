@@ -7,6 +7,8 @@ besides is bounded from above, layer by layer; the peak of a run stays within th
 
 from __future__ import annotations
 
+import os
+
 from mem_gpt_cli.errors import RecipeError
 from mem_gpt_cli.kv_cache.paged_pool import Pool, PoolBytes
 from mem_gpt_cli.kv_cache.paged_schedule import pages_needed
@@ -18,8 +20,8 @@ from mem_gpt_cli.recipe.schema import Recipe
 _ITEM = {"fp32": 4, "fp16": 2, "bf16": 2}
 _FP32 = 4
 _BUDGET = ("budget", "memory")
-_KERNEL_BUFFERS = 1 << 20
-"""Room for what kernels take for themselves: blocks of scores for each thread."""
+_CUDA_WORKSPACES = 40 << 20
+"""More than cuBLAS takes for itself on any GPU (32 MiB on Hopper) and a fused kernel beside it."""
 
 
 def pool_within(recipe: Recipe, architecture: Architecture, weight_bytes: int) -> Pool:
@@ -80,4 +82,12 @@ def _step_bytes(architecture: Architecture, recipe: Recipe, sizes: PoolBytes) ->
         feed_forward = 5 * queries * width * item
         highest = max(highest, attention, feed_forward)
     logits = sizes.pool.requests * (hidden * item + architecture.vocab * (item + _FP32))
-    return 5 * queries * hidden * max(item, _FP32) + max(highest, logits) + _KERNEL_BUFFERS
+    return 5 * queries * hidden * max(item, _FP32) + max(highest, logits) + _kernel_buffers(recipe, sizes)
+
+
+def _kernel_buffers(recipe: Recipe, sizes: PoolBytes) -> int:
+    """What kernels take for themselves: on the CPU each thread a block of scores of fused attention."""
+    if recipe.device.type == "cuda":
+        return _CUDA_WORKSPACES
+    rows, threads = min(256, sizes.pool.batch_tokens), recipe.device.threads or os.cpu_count() or 1
+    return threads * _FP32 * rows * (min(512, sizes.slots) + 2 + sizes.head_dim)
