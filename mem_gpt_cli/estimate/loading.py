@@ -12,7 +12,7 @@ from mem_gpt_cli.estimate.books import KERNEL_BUFFERS, WEIGHTS, Ledger, Storage
 from mem_gpt_cli.estimate.parameters import in_module_order
 from mem_gpt_cli.model.architecture import Architecture
 from mem_gpt_cli.quantization import cost
-from mem_gpt_cli.quantization.placement import Placed, transposed
+from mem_gpt_cli.quantization.placement import Placed, refuse_unmatched, transposed
 from mem_gpt_cli.quantization.plan import plan_of
 from mem_gpt_cli.quantization.quantizing import buffers
 from mem_gpt_cli.recipe.schema import Recipe
@@ -27,11 +27,13 @@ def load(
     """Book all weights and buffers; ``item`` is the width of the model's dtype.
 
     Raises:
+        RecipeError: for an override whose pattern matches no matrix.
         UnsupportedError: for a matrix that its backend cannot hold.
     """
     plan = plan_of(recipe)
     if not plan.quantizes and not cuda:
         return [_held(ledger, cost.weight_bytes(architecture, plan, item))]
+    refuse_unmatched(architecture, recipe)
     every = in_module_order(architecture, plan)
     weights = [
         _held(ledger, one.tensor.numel * (one.tensor.dtype_bytes or item))

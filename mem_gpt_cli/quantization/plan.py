@@ -30,6 +30,7 @@ class Plan:
 
     layers: Method | None
     overrides: tuple[Override, ...] = ()
+    device: Literal["cpu", "cuda"] = "cpu"
 
     @property
     def quantizes(self) -> bool:
@@ -75,7 +76,7 @@ def plan_of(recipe: Recipe) -> Plan:
         Override(pattern, method(section, override), method(section, override, embedding=True))
         for pattern, override in section.overrides.items()
     )
-    return Plan(method(section), overrides)
+    return Plan(method(section), overrides, recipe.device.type)
 
 
 def _matches(pattern: str, path: str, role: Role) -> bool:
