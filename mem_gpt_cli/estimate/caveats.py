@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 
 from mem_gpt_cli.estimate.dialect import dialect_of
 from mem_gpt_cli.kv_cache import cost as cache_cost
+from mem_gpt_cli.kv_cache.paged_schedule import pages_needed
 from mem_gpt_cli.quantization import cost as quantization_cost
 from mem_gpt_cli.quantization.plan import plan_of
+from mem_gpt_cli.recipe.paging import Paging
 from mem_gpt_cli.recipe.schema import Recipe
 
 if TYPE_CHECKING:
@@ -22,11 +24,24 @@ def caveats(recipe: Recipe, source: ModelSource, architecture: Architecture) -> 
         *_positions(recipe, source, architecture),
         *_attention(recipe, architecture),
         *_windows(recipe, architecture),
+        *_pages(recipe),
         *_experts(architecture),
         *_quantization(recipe, architecture),
         *_device(recipe),
         *source.notes,
     )
+
+
+def _pages(recipe: Recipe) -> Iterator[str]:
+    if recipe.kv_cache.kind != "paged" or recipe.kv_cache.pages is None:
+        return
+    needed = pages_needed(Paging.of(recipe))
+    if recipe.kv_cache.pages < needed:
+        yield (
+            f"the requests have up to {needed} pages in use at once, the pool {recipe.kv_cache.pages}: some "
+            "begin anew, and the formula's steps are as large as they could be; add --trace to run the real "
+            "scheduler"
+        )
 
 
 def _device(recipe: Recipe) -> Iterator[str]:
