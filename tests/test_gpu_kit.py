@@ -363,7 +363,7 @@ def test_the_gpus_cells_cover_what_they_should() -> None:
             {recipe.model.name for recipe in recipes},
             {"gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "llama-3.2-1b", "llama-2-7b"},
         ),
-        ({recipe.attention.backend for recipe in recipes}, {"eager", "sdpa", "flash"}),
+        ({recipe.attention.backend for recipe in recipes}, {"eager", "sdpa", "flash", "lsh"}),
         ({recipe.kv_cache.kind for recipe in recipes}, {"none", "dynamic"}),
         ({recipe.model.dtype for recipe in recipes}, {"fp32", "bf16"}),
         ({recipe.workload.autocast for recipe in recipes}, {"none", "bf16"}),

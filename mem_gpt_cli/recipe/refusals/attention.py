@@ -22,6 +22,11 @@ def _lsh(recipe: Recipe) -> Iterator[Refusal]:
         for key in given:
             yield ("attention", key), f"belongs to lsh, and the backend is {section.backend}: leave it out"
         return
+    if recipe.kv_cache.kind == "sliding":
+        yield (
+            ("attention", "backend"),
+            "lsh finds keys by hashing, a window of the cache would have to mask them: choose sdpa or eager",
+        )
     if section.buckets == 1:
         for key in given:
             if key != "buckets":
