@@ -35,8 +35,8 @@ def generate(decoder: Decoder, tokens: Tensor) -> None:
     trace runs them, and else the first and the last.
     """
     lengths, batch = decoder.recipe.lengths, decoder.recipe.workload.batch
-    mask = _padding(decoder, tokens.numel)
     decoder.ledger.enter("prefill")
+    mask = _padding(decoder, tokens.numel)
     cache: Cache | None = None if decoder.recipe.kv_cache.kind == "none" else {}
     state = _next_token(decoder, State(tokens, cache, mask), tokens, 0)
     del tokens, mask

@@ -70,9 +70,10 @@ class Inference:
 
     def prefill(self, model: torch.nn.Module, tokens: torch.Tensor, observer: Observer) -> State:
         """The prompt in one pass, and the first new token."""
-        mask = left_padding(self.recipe.prompts, tokens.shape[1], tokens.device)
-        observer.mark("activations", [tokens, mask])
+        observer.mark("activations", [tokens])
         with observer.phase("prefill"):
+            mask = left_padding(self.recipe.prompts, tokens.shape[1], tokens.device)
+            observer.mark("activations", [mask])
             state = State(tokens, new_cache(model, self.recipe), mask)
             return self._forward(model, state, tokens, observer)
 
