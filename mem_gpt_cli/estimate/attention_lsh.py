@@ -271,8 +271,10 @@ def _gradients(tape: Tape, sizes: Sizes, earlier: list[Sequence[Tensor]]) -> lis
     of_keys = _of_tokens(tape, sizes, [_product(tape, sizes.window_keys * width, item)])
     del queries
     rows = _product(tape, sizes.query_slots * width, item)
-    of_queries = _widened(tape, tape.new(sizes.queries * width, item, "index"), FP32)
-    del rows, errors, keys
+    indexed = tape.new(sizes.queries * width, item, "index")
+    del rows
+    of_queries = _widened(tape, indexed, FP32)
+    del indexed, errors, keys
     return [of_queries, of_keys, of_values]
 
 
