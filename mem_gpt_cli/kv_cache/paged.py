@@ -180,7 +180,7 @@ class PagedGeneration:
         """
         cache = self._processor.cache
         if not hasattr(cache, "evict_cached_blocks"):
-            return  # before 5.23 what is kept counts as free
+            return  # in 5.17 what is kept counts as free
         wanted = self.pool.batch_tokens // self.pool.page_size + self.pool.requests
         if cache.compute_free_capacity() * self.pool.pages < wanted:
             cache.evict_cached_blocks()
@@ -266,7 +266,7 @@ def _config(pool: Pool, seed: int) -> Any:
 
 
 def _chooses_its_own_attention() -> bool:
-    """Whether transformers runs plain ``sdpa`` over pages, as since 5.20; before, it wants ``paged|sdpa``."""
+    """Whether transformers runs plain ``sdpa`` over pages, as 5.23 does; 5.17 wants ``paged|sdpa``."""
     from transformers import ContinuousBatchingConfig
 
     return any(field.name == "auto_switch_to_flash" for field in fields(ContinuousBatchingConfig))
