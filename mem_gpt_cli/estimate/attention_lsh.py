@@ -263,8 +263,10 @@ def _gradients(tape: Tape, sizes: Sizes, earlier: list[Sequence[Tensor]]) -> lis
     of_values = _of_tokens(tape, sizes, [windows])
     del windows
     values = _keys(tape, sizes, width, item)
-    errors = _widened(tape, _product(tape, sizes.scores, item), FP32)
+    product = _product(tape, sizes.scores, item)
     del values
+    errors = _widened(tape, product, FP32)
+    del product
     products = _rows(tape, sizes, 1, FP32)
     del products, weights, wanted
     errors = _widened(tape, errors, item)
