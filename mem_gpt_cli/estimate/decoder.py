@@ -16,10 +16,10 @@ from mem_gpt_cli.estimate.books import FP32, INPUTS, INT64, LOGITS, Ledger, Stor
 from mem_gpt_cli.estimate.dialect import Dialect, dialect_of
 from mem_gpt_cli.estimate.forward_pass import CacheLayer, Pass
 from mem_gpt_cli.estimate.norms import norm
-from mem_gpt_cli.estimate.parameters import Vectors, methods_of
+from mem_gpt_cli.estimate.parameters import Vectors, by_layer, methods_of
 from mem_gpt_cli.estimate.tape import Node, Parameter, Tape, Tensor
 from mem_gpt_cli.kv_cache.cost import static_tokens
-from mem_gpt_cli.model.architecture import Architecture, Layer
+from mem_gpt_cli.model.architecture import Architecture
 from mem_gpt_cli.quantization.plan import plan_of
 from mem_gpt_cli.recipe.schema import Recipe
 
@@ -55,12 +55,13 @@ class Decoder:
         self.item = WIDTHS[recipe.model.dtype]
         self.training = recipe.task == "training"
         self.dialect = dialect_of(architecture.model_type)
-        self.inner = _inner(architecture.layers)
         self.padded = len(set(recipe.prompts)) > 1
         self.room = static_tokens(recipe) if recipe.kv_cache.kind == "static" else None
         self.cuda = cuda
         self.weights = weights
         self.methods = methods_of(architecture, plan_of(recipe))
+        stored = by_layer(self.methods, architecture)
+        self.inner = _inner(tuple(zip(architecture.layers, stored, strict=True)))
         self.parameters: dict[str, Parameter] = {}
         self._vectors = Vectors.of(architecture) if cuda else Vectors()
 
@@ -247,7 +248,7 @@ def _lsh(recipe: Recipe, dialect: Dialect) -> Lsh | None:
     return Lsh.of(recipe.attention)
 
 
-def _inner(layers: Sequence[Layer]) -> frozenset[int]:
+def _inner(layers: Sequence[object]) -> frozenset[int]:
     """The layers in a row of equal ones, less its first two and its last, whose walk can be left out.
 
     From the second on, each differs from the one before by what its cache adds or gives back. So every moment

@@ -85,6 +85,17 @@ def methods_of(architecture: Architecture, plan: Plan) -> Mapping[str, Method]:
     return methods
 
 
+def by_layer(methods: Mapping[str, Method], architecture: Architecture) -> Sequence[Mapping[str, Method]]:
+    """The methods of each layer, by the names within it."""
+    layers: list[dict[str, Method]] = [{} for _ in architecture.layers]
+    for name, method in methods.items():
+        kind, _, rest = name.partition(".")
+        index, _, role = rest.partition(".")
+        if kind == "layers":
+            layers[int(index)][role] = method
+    return layers
+
+
 def _walked_names(one: Placed) -> Sequence[str]:
     """What a matrix is called in the walk; a gate and its up projection may be one matrix."""
     if one.layer is None:
