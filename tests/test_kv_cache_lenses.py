@@ -184,7 +184,7 @@ def test_what_a_cache_cannot_do_is_refused_by_all_lenses(overrides: str, sentenc
     recipe = load_recipe(None, overrides=overrides.split())
     for lens in ("estimate", "trace", "profile"):
         with pytest.raises(RecipeError, match=sentence):
-            refuse_unavailable(recipe, lens)  # type: ignore[arg-type]
+            refuse_unavailable(recipe, lens)
 
 
 def test_the_formula_refuses_a_quantized_cache_for_windows_as_the_run_does() -> None:
