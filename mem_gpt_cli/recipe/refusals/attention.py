@@ -34,7 +34,7 @@ def _lsh(recipe: Recipe) -> Iterator[Refusal]:
     elif section.buckets is not None and section.buckets % 2:
         yield (
             ("attention", "buckets"),
-            f"{section.buckets} is odd, but a hash tells a direction from its opposite: write an even number, "
+            f"{section.buckets} is odd, but a hash tells a direction from its opposite: write an even number "
             "or 1 for full attention",
         )
 
