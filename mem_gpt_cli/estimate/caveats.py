@@ -108,3 +108,10 @@ def _quantization(recipe: Recipe, architecture: Architecture) -> Iterator[str]:
     if kept:
         names = ", ".join(name.removesuffix(".weight") for name in kept[:3])
         yield f"quantization leaves {names}, norms and biases in {recipe.model.dtype}"
+    if kept and recipe.workload.autocast != "none":
+        yield "the formula leaves out what autocast casts around quantized matrices; add --trace for it"
+    elif kept and recipe.device.type == "cpu" and recipe.model.dtype != "fp32":
+        yield (
+            f"products in {recipe.model.dtype} take buffers on a CPU that depend on the processor; the "
+            "formula leaves them out, add --trace to ask for them"
+        )

@@ -8,7 +8,7 @@ from mem_gpt_cli.attention.kv_heads import source_of
 from mem_gpt_cli.errors import RecipeError
 from mem_gpt_cli.estimate.report import report_of
 from mem_gpt_cli.recipe import refuse_unavailable
-from mem_gpt_cli.recipe.schema import Recipe
+from mem_gpt_cli.recipe.schema import Quantization, Recipe
 from mem_gpt_cli.report.model import MemoryReport
 
 COLUMNS: Mapping[str, Mapping[str, str]] = {
@@ -33,10 +33,10 @@ def precision_table(recipe: Recipe, own: MemoryReport | None = None) -> dict[str
     for name, column in COLUMNS.items():
         if recipe.task == "training" and column["scheme"] != "none":
             continue
-        if own and column == {"dtype": recipe.model.dtype, "scheme": recipe.quantization.scheme}:
+        at = in_precision(recipe, column)
+        if own and at == recipe:
             table[name] = own
             continue
-        at = in_precision(recipe, column)
         try:
             refuse_unavailable(at, "estimate")
         except RecipeError:
@@ -46,10 +46,10 @@ def precision_table(recipe: Recipe, own: MemoryReport | None = None) -> dict[str
 
 
 def in_precision(recipe: Recipe, column: Mapping[str, str]) -> Recipe:
-    """The recipe with weights of that width; everything else stays."""
+    """The recipe with weights of that width, stored as is usual for it; everything else stays."""
     return recipe.model_copy(
         update={
             "model": recipe.model.model_copy(update={"dtype": column["dtype"]}),
-            "quantization": recipe.quantization.model_copy(update={"scheme": column["scheme"]}),
+            "quantization": Quantization.model_validate({"scheme": column["scheme"]}),
         }
     )
