@@ -109,8 +109,9 @@ def test_an_offloaded_cache_has_one_layer_on_the_device_between_two_passes() -> 
     assert dynamic is not None
     whole = cost.cache_bytes(source_of(recipe).architecture, 2, 64, 2)
     stored = cost.storing(recipe, 2)
-    assert cost.cache_bytes(source_of(recipe).architecture, 2, 64, stored) * 6 == whole
-    assert traced.components["kv_cache"] == 0  # the first layer comes back while the last is computed
+    resident = cost.cache_bytes(source_of(recipe).architecture, 2, 64, stored)
+    assert resident * 6 == whole
+    assert traced.components["kv_cache"] == resident  # it comes back while the last layer is computed
     assert dynamic.components["kv_cache"] == whole
 
 
@@ -169,7 +170,6 @@ def test_one_layer_alone_is_never_left_on_the_device() -> None:
         ("kv_cache.kind=sliding kv_cache.window=1", "write 2 or more"),
         ("kv_cache.kind=offloaded", "the device is the host"),
         ("kv_cache.kind=static workload.autocast=bf16", "set model.dtype in place of workload.autocast"),
-        ("kv_cache.kind=sliding kv_cache.window=9 attention.backend=lsh", "would ignore the window"),
         (
             "kv_cache.kind=static attention.backend=flash device=h100 model.dtype=bf16",
             "flash kernel for CUDA does not take",

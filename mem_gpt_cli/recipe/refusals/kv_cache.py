@@ -80,11 +80,6 @@ def _device(recipe: Recipe) -> Iterator[Refusal]:
 def _attention(recipe: Recipe) -> Iterator[Refusal]:
     """Kernels that cannot read what the cache, or the padding, gives them."""
     kind, backend = recipe.kv_cache.kind, recipe.attention.backend
-    if kind == "sliding" and recipe.kv_cache.window is not None and backend == "lsh":
-        yield (
-            ("attention", "backend"),
-            "'lsh' chooses by hashing which tokens meet, and would ignore the window: choose sdpa or eager",
-        )
     if backend != "flash" or recipe.device.type == "cpu" or kind == "paged":
         return
     if kind in _UNDER_A_MASK:
