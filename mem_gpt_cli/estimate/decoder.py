@@ -230,7 +230,7 @@ class Decoder:
 
 
 def _positions(run: Pass) -> Tensor:
-    """Positions of unlike prompts, a view of those of the whole sequences (``kv_cache.padding.positions``)."""
+    """Positions of unlike prompts: a view of the whole sequences' (``kv_cache.padding.positions``)."""
     numel = run.batch * (run.past + run.tokens)
     counted = run.tape.new(numel, INT64, "cumsum", INPUTS)
     counted = run.tape.new(numel, INT64, "sub", INPUTS)

@@ -53,8 +53,8 @@ def windowed(architecture: Architecture, recipe: Recipe) -> Architecture:
     """
     if recipe.kv_cache.kind == "quantized" and any(span(layer.attention) for layer in architecture.layers):
         raise RecipeError(
-            f"kv_cache.kind: {recipe.model.name} has layers with a window, which transformers' quantized cache "
-            "cannot hold: choose dynamic",
+            f"kv_cache.kind: {recipe.model.name} has layers with a window, which transformers' quantized "
+            "cache cannot hold: choose dynamic",
             position_of(("kv_cache", "kind"), recipe.text),
         )
     window = window_of(recipe, architecture)

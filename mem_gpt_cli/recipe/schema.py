@@ -321,7 +321,9 @@ class Claim(Section):
     """What is said of an option, to be printed beside what was measured; all against the cell's baseline."""
 
     name: Name = Field(description="Whose claim, or of what: a few words.")
-    of: dict[str, Any] = Field(description="The cells that it speaks of: dotted keys, as in exclude.")
+    of: dict[str, Any] = Field(
+        description="The cells that it speaks of: dotted keys of their recipes and the values there."
+    )
     memory_saved_percent: Annotated[float, Field(gt=0, lt=100)] | None = Field(
         default=None, description="Least part of the baseline's peak that is saved."
     )

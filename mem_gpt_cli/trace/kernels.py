@@ -120,7 +120,7 @@ def type_promotion(args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any
     return int(copies * common.itemsize)
 
 
-def sort(args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any) -> int:  # noqa: ARG001
+def sort(args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any) -> int:
     """The positions of one row, before they are written to every row.
 
     Source: ``fill_indices`` in ATen/native/cpu/SortingKernel.cpp.

@@ -29,7 +29,7 @@ class State(NamedTuple):
 
 
 Pick = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-"""The next token of each row, ``[batch, 1]``, from its logits, ``[batch, vocabulary]``, and all tokens so far."""
+"""Each row's next token, ``[batch, 1]``, from its logits, ``[batch, vocabulary]``, and all tokens so far."""
 
 
 def likeliest(logits: torch.Tensor, sequence: torch.Tensor) -> torch.Tensor:  # noqa: ARG001
@@ -38,7 +38,8 @@ def likeliest(logits: torch.Tensor, sequence: torch.Tensor) -> torch.Tensor:  # 
 
 
 class Inference:
-    """Generation, greedy unless ``pick`` says otherwise, of ``lengths.new`` tokens for ``batch`` prompts of ``lengths.prompt`` tokens.
+    """Generation of ``lengths.new`` tokens for ``batch`` prompts of ``lengths.prompt`` tokens, greedy unless
+    ``pick`` says otherwise.
 
     The first new token comes out of the prefill; each of the others is one ``decode`` step, with the cache
     of the steps before it or, without a cache, over the whole sequence again. Unlike prompts stand at the
