@@ -170,6 +170,7 @@ def test_one_layer_alone_is_never_left_on_the_device() -> None:
         ("kv_cache.kind=sliding kv_cache.window=1", "write 2 or more"),
         ("kv_cache.kind=offloaded", "the device is the host"),
         ("kv_cache.kind=static workload.autocast=bf16", "set model.dtype in place of workload.autocast"),
+        ("kv_cache.kind=quantized workload.autocast=bf16", "cannot join what is stored in fp8"),
         (
             "kv_cache.kind=static attention.backend=flash device=h100 model.dtype=bf16",
             "flash kernel for CUDA does not take",

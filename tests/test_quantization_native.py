@@ -114,6 +114,19 @@ def test_products_and_gradients_are_those_of_the_reference(
     assert torch.allclose(bias.grad.double(), own_bias.grad, rtol=1e-4, atol=1e-2)
 
 
+@pytest.mark.parametrize("at_once", [2**22, 700], ids=["whole", "in pieces"])
+def test_gradients_come_back_through_autocast(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "WEIGHTS_AT_ONCE", at_once)
+    layer = NativeLinear(METHODS[0], 40, 64, torch.nn.Parameter(torch.zeros(40)))
+    layer.quantize(torch.randn(40, 64))
+    x = torch.randn(3, 64, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        product = layer(x)
+    product.sum().backward()
+    assert x.grad is not None
+    assert torch.allclose(x.grad, layer.dequantized().sum(0).expand(3, 64), atol=1e-3)
+
+
 def test_pieces_are_quantized_as_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     matrix = torch.randn(50, 64)
     method = METHODS[-1]

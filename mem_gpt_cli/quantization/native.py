@@ -149,6 +149,7 @@ class _Product(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, ...]:
         (gradient,) = gradients
         packed, layout = Packed(*ctx.saved_tensors), ctx.layout
+        gradient = gradient.to(packed.scale.dtype)  # under autocast the product was narrower than the model
         of_input = of_bias = None
         if ctx.needs_input_grad[0]:
             for rows, part in _pieces(packed, layout):

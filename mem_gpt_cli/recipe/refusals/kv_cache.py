@@ -38,12 +38,7 @@ def refusals(recipe: Recipe, lens: Lens) -> Iterator[Refusal]:
             f"how {recipe.kv_cache.format} is laid out is up to the package that stores it, and no formula "
             "knows: run `memgpt profile`, or choose fp8",
         )
-    if recipe.kv_cache.kind == "static" and recipe.workload.autocast != "none":
-        yield (
-            ("kv_cache", "kind"),
-            "autocast may give keys and values of unlike widths, which a static cache cannot hold: set "
-            "model.dtype in place of workload.autocast",
-        )
+    yield from _autocast(recipe)
 
 
 def _keys(recipe: Recipe) -> Iterator[Refusal]:
@@ -75,6 +70,22 @@ def _device(recipe: Recipe) -> Iterator[Refusal]:
             "'offloaded' moves layers from a GPU's memory to the host's, and here the device is the host: "
             "choose dynamic, or a device with CUDA",
         )
+
+
+def _autocast(recipe: Recipe) -> Iterator[Refusal]:
+    """Caches that cannot hold, or join, what autocast makes of keys and values."""
+    if recipe.workload.autocast == "none":
+        return
+    mend = "set model.dtype in place of workload.autocast"
+    if recipe.kv_cache.kind == "static":
+        yield (
+            ("kv_cache", "kind"),
+            f"autocast may give keys and values of unlike widths, which a static cache cannot hold: {mend}",
+        )
+    # Only the CPU's autocast has ``cat`` in its lists, and its promotion fails at fp8 (ATen/autocast_mode.h).
+    stored = recipe.kv_cache.format or "fp8"
+    if recipe.kv_cache.kind == "quantized" and stored == "fp8" and recipe.device.type == "cpu":
+        yield ("kv_cache", "kind"), f"autocast on a CPU cannot join what is stored in fp8: {mend}"
 
 
 def _attention(recipe: Recipe) -> Iterator[Refusal]:
