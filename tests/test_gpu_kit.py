@@ -39,6 +39,7 @@ from mem_gpt_cli.report.csv import append_row
 
 KIT = [sys.executable, "-m", "benchmarks.gpu", "--device", "cpu"]
 NOW = "2026-01-01T00:00:00+00:00"
+CELLS = len(cells_of("cuda", "accuracy"))
 
 
 def rows_of(path: Path) -> list[dict[str, Any]]:
@@ -348,12 +349,13 @@ def test_a_stage_that_breaks_leaves_the_next_ones(tmp_path: Path) -> None:
 
 def test_the_gpus_cells_cover_what_they_should() -> None:
     cells = cells_of("cuda", "accuracy")
-    assert len(cells) >= 60
+    assert len(cells) >= 90
+    others = [cell for part in ("speed", "claims", "histories") for cell in cells_of("cuda", part)]
     assert len({cell.name for cell in cells}) == len({cell.digest for cell in cells}) == len(cells)
     recipes = [cell.on("h100") for cell in cells]
     for recipe in (
         *recipes,
-        *(cell.on("cuda") for cell in (*cells_of("cuda", "speed"), *cells_of("cuda", "histories"))),
+        *(cell.on("cuda") for cell in others),
     ):
         refuse_unavailable(recipe, "trace")
         refuse_unavailable(recipe, "profile")
@@ -364,7 +366,11 @@ def test_the_gpus_cells_cover_what_they_should() -> None:
             {"gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "llama-3.2-1b", "llama-2-7b"},
         ),
         ({recipe.attention.backend for recipe in recipes}, {"eager", "sdpa", "flash", "lsh"}),
-        ({recipe.kv_cache.kind for recipe in recipes}, {"none", "dynamic"}),
+        (
+            {recipe.kv_cache.kind for recipe in recipes},
+            {"none", "dynamic", "static", "quantized", "offloaded", "sliding", "paged"},
+        ),
+        ({recipe.quantization.scheme for recipe in recipes}, {"none", "int8", "int4", "nf4"}),
         ({recipe.model.dtype for recipe in recipes}, {"fp32", "bf16"}),
         ({recipe.workload.autocast for recipe in recipes}, {"none", "bf16"}),
         ({recipe.checkpointing.policy for recipe in recipes}, {"none", "full"}),
@@ -526,11 +532,11 @@ def test_a_gate_is_a_median_and_a_95th_percentile(off: list[float], met: bool) -
 @pytest.mark.parametrize(
     ("status", "rows", "code", "words"),
     [
-        ("ok", 72, 0, "72 of 72"),
-        ("ok", 71, 5, "71 of 72"),
-        ("oom", 72, 5, "0 of 72"),
-        ("error", 72, 5, "0 of 72"),
-        ("unsupported", 72, 3, "0 of 72"),
+        ("ok", CELLS, 0, f"{CELLS} of {CELLS}"),
+        ("ok", CELLS - 1, 5, f"{CELLS - 1} of {CELLS}"),
+        ("oom", CELLS, 5, f"0 of {CELLS}"),
+        ("error", CELLS, 5, f"0 of {CELLS}"),
+        ("unsupported", CELLS, 3, f"0 of {CELLS}"),
     ],
 )
 def test_a_summary_of_cells_that_failed_or_are_missing_does_not_pass(

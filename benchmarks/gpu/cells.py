@@ -11,7 +11,7 @@ from typing import Literal
 from mem_gpt_cli.recipe import Cell, Recipe, expand, load_recipe
 
 SWEEPS = Path(__file__).with_name("sweeps")
-Part = Literal["accuracy", "speed", "histories"]
+Part = Literal["accuracy", "speed", "claims", "histories"]
 
 
 @dataclass(frozen=True)
