@@ -1,4 +1,4 @@
-"""The claims of quantization, flash and paging, by the code of ``memgpt bench``, each cell alone on the device."""
+"""The claims of quantization, flash and paging, by the code of ``memgpt bench``: one cell at a time."""
 
 from __future__ import annotations
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from mem_gpt_cli.errors import RecipeError, UsageError
 from mem_gpt_cli.model.source import QUANTIZATION_KEY, ModelSource
+from mem_gpt_cli.recipe import refuse_unavailable
 from mem_gpt_cli.recipe.changing import changed
 from mem_gpt_cli.recipe.problems import position_of
 from mem_gpt_cli.recipe.schema import Quantization, Recipe
@@ -17,27 +18,46 @@ if TYPE_CHECKING:
 
 _WEIGHTS = "model.safetensors"
 _CONFIG = "config.json"
+_DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+"""The widths of what is not quantized, as transformers writes them."""
 
 
 def as_saved(recipe: Recipe, source: ModelSource) -> Recipe:
     """The recipe with the quantization that the model's weights have already; mostly the recipe as it is.
 
+    Random weights are quantized as the folder's are, unless the recipe has a quantization of its own.
+
     Raises:
-        RecipeError: where the recipe asks for another quantization.
+        RecipeError: where the recipe asks for another quantization, or for what packed weights cannot do.
     """
     saved = source.saved_quantization
-    if saved is None or recipe.model.weights == "random":
+    if saved is None:
         return recipe
     section = Quantization.model_validate(saved)
-    if recipe.quantization == section:
-        return recipe
-    if recipe.quantization != Quantization():
+    drawn = recipe.model.weights == "random"
+    if recipe.quantization not in (section, Quantization()):
+        if drawn:
+            return recipe
         raise RecipeError(
             f"quantization: the weights of {source.name} were saved as {section.scheme}, and what is lost "
             "does not come back: leave the section out, or name the folder that they were made of",
             position_of(("quantization",), recipe.text),
         )
-    return changed(recipe, {"quantization": dict(saved)})
+    if recipe.attention.kv_heads is not None and not drawn:
+        raise RecipeError(
+            f"attention.kv_heads: the weights of {source.name} were saved quantized, and codes have no mean: "
+            "leave it out, or name the folder that they were made of",
+            position_of(("attention", "kv_heads"), recipe.text),
+        )
+    if recipe.task == "training":
+        raise RecipeError(
+            f"task: the weights of {source.name} were saved quantized, and those cannot be trained: write "
+            "task: inference, or name the folder that they were made of",
+            position_of(("task",), recipe.text),
+        )
+    found = changed(recipe, {"quantization": dict(saved)})
+    refuse_unavailable(found, "profile")
+    return found
 
 
 def save_quantized(model: torch.nn.Module, folder: Path, source: ModelSource, recipe: Recipe) -> None:
@@ -65,6 +85,8 @@ def save_quantized(model: torch.nn.Module, folder: Path, source: ModelSource, re
         folder.mkdir(parents=True, exist_ok=True)
         save_file(_tensors(model), folder / _WEIGHTS, metadata={"format": "pt"})
         config = {**source.config, **({QUANTIZATION_KEY: section} if section else {})}
+        config.pop("torch_dtype", None)
+        config["dtype"] = _DTYPES[recipe.model.dtype]
         (folder / _CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
         raise UsageError(f"{folder} cannot be written: {error.strerror or error}") from error

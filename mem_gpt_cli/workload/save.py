@@ -34,13 +34,14 @@ def save(recipe: Recipe, folder: Path) -> TextModel:
             f"the weights of {loaded.name} are not at hand, and random ones are not worth a file: "
             "name a folder with the whole model"
         )
-    if recipe.quantization.scheme == "none" and not recipe.quantization.overrides:
+    stored = loaded.recipe.quantization  # a folder that was saved quantized stays so
+    if stored.scheme == "none" and not stored.overrides:
         try:
             model.save_pretrained(str(folder))
         except OSError as error:
             raise UsageError(f"{folder} cannot be written: {error.strerror or error}") from error
     else:
-        save_quantized(model, folder, loaded.source, recipe)
+        save_quantized(model, folder, loaded.source, loaded.recipe)
     if loaded.tokenizer is not None:
         loaded.tokenizer.save_pretrained(str(folder))
     return loaded
