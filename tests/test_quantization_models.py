@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from mem_gpt_cli.quantization.modules import parameter_count, quantized_layers, 
 from mem_gpt_cli.quantization.saved import as_saved, save_quantized
 from mem_gpt_cli.recipe.schema import Recipe
 from mem_gpt_cli.workload.build import build, build_on_meta
+from mem_gpt_cli.workload.save import save
 
 GPT2 = {
     "name": "gpt2",
@@ -221,3 +223,47 @@ def test_a_saved_text_model_says_the_same(quantization: dict[str, Any], tmp_path
     assert again.recipe.quantization.scheme == quantization.get("scheme", "none")
     with pytest.raises(UsageError, match="holds a model already"):
         model.save(tmp_path / "saved")
+
+
+@pytest.fixture(scope="module")
+def saved_tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("saved") / "int4"
+    recipe = {"model": {"name": "memgpt-tiny", "dtype": "bf16"}, "quantization": {"scheme": "int4"}}
+    memgpt.load(recipe).save(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    ("other", "sentence"),
+    [
+        ({"attention": {"kv_heads": 1}}, "attention.kv_heads: .* codes have no mean"),
+        ({"task": "training", "workload": {"seq": 16}}, "task: .* cannot be trained"),
+    ],
+)
+def test_all_lenses_refuse_what_packed_weights_cannot_do(
+    saved_tiny: str, other: dict[str, Any], sentence: str
+) -> None:
+    recipe = Recipe.model_validate({"model": {"name": saved_tiny}, **other})
+    for lens in (memgpt.estimate, memgpt.trace, memgpt.profile):
+        with pytest.raises(RecipeError, match=sentence):
+            lens(recipe)
+
+
+@pytest.mark.parametrize("weights", ["auto", "random"])
+def test_lenses_agree_on_loading_a_folder_that_was_saved_quantized(saved_tiny: str, weights: str) -> None:
+    """Its codes are never in full; random weights are quantized as the folder's are."""
+    data = {"model": {"name": saved_tiny, "dtype": "bf16", "weights": weights}, "workload": {"seq": 8}}
+    recipe = Recipe.model_validate(data)
+    load = [lens(recipe).phases[0].peak_allocated_bytes for lens in (memgpt.estimate, memgpt.trace)]
+    assert load[0] == load[1]
+    plain = {"model": {"name": "memgpt-tiny", "dtype": "bf16"}, "quantization": {"scheme": "int4"}}
+    quantizing = memgpt.estimate(Recipe.model_validate(plain | {"workload": {"seq": 8}}))
+    assert (load[0] < quantizing.phases[0].peak_allocated_bytes) == (weights == "auto")
+
+
+def test_a_saved_folder_is_saved_again_as_it_is(saved_tiny: str, tmp_path: Path) -> None:
+    recipe = Recipe.model_validate({"model": {"name": saved_tiny, "dtype": "bf16"}})
+    save(recipe, tmp_path / "again")
+    first, again = (Path(folder) / "model.safetensors" for folder in (saved_tiny, tmp_path / "again"))
+    assert first.read_bytes() == again.read_bytes()
+    assert json.loads((tmp_path / "again" / "config.json").read_text())["dtype"] == "bfloat16"

@@ -9,6 +9,7 @@ from typing import Literal
 from mem_gpt_cli.attention.kv_heads import source_of
 from mem_gpt_cli.errors import UsageError
 from mem_gpt_cli.estimate.report import report_of
+from mem_gpt_cli.quantization.saved import as_saved
 from mem_gpt_cli.recipe import refuse_unavailable
 from mem_gpt_cli.recipe.schema import Recipe
 from mem_gpt_cli.report.model import MemoryReport
@@ -33,6 +34,7 @@ def curve(recipe: Recipe, axis: Axis = "seq", points: Sequence[int] | None = Non
     """
     refuse_unavailable(recipe, "estimate")
     source = source_of(recipe)
+    recipe = as_saved(recipe, source)
     values = sorted(set(points)) if points else _doubled(recipe, axis)
     if values[0] < 1:
         raise UsageError(f"a curve's points are sizes of at least 1, not {values[0]}")

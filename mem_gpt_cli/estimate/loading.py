@@ -22,16 +22,24 @@ if TYPE_CHECKING:
 
 
 def load(
-    ledger: Ledger, architecture: Architecture, recipe: Recipe, item: int, cuda: CudaKernels | None
+    ledger: Ledger,
+    architecture: Architecture,
+    recipe: Recipe,
+    item: int,
+    cuda: CudaKernels | None,
+    *,
+    packed: bool = False,
 ) -> Sequence[Storage]:
     """Book all weights and buffers; ``item`` is the width of the model's dtype.
+
+    ``packed`` weights are quantized already in the folder that they come from.
 
     Raises:
         RecipeError: for an override whose pattern matches no matrix.
         UnsupportedError: for a matrix that its backend cannot hold.
     """
     plan = plan_of(recipe)
-    if not plan.quantizes and not cuda:
+    if (packed or not plan.quantizes) and not cuda:
         return [_held(ledger, cost.weight_bytes(architecture, plan, item))]
     refuse_unmatched(architecture, recipe)
     every = in_module_order(architecture, plan)
@@ -40,6 +48,9 @@ def load(
         for one in every
         if one.method is None
     ]
+    if packed:
+        codes = (one for one in every if one.method is not None)
+        return weights + [_held(ledger, nbytes) for one in codes for nbytes in cost.stored_parts(one, item)]
     turns = Turns(ledger, architecture, recipe, item)
     for one in every:
         if one.method is not None:

@@ -29,8 +29,10 @@ class OnCard(NamedTuple):
     verdict: Verdict
 
 
-def walk_on_card(architecture: Architecture, recipe: Recipe) -> Walk:
+def walk_on_card(architecture: Architecture, recipe: Recipe, *, packed: bool = False) -> Walk:
     """Walk the recipe's task through the architecture, each storage in a block of the card's allocator.
+
+    ``packed``: the weights come quantized from a folder.
 
     Raises:
         RecipeError: for a GPU that nobody knows, or settings that torch's allocator would refuse.
@@ -38,20 +40,20 @@ def walk_on_card(architecture: Architecture, recipe: Recipe) -> Walk:
     card = card_of(recipe)
     assert card is not None, "a CPU has no card"
     ledger = _ledger(card, card.settings.without_fraction(), None)
-    walked = walk(architecture, recipe, ledger, _kernels(recipe, card))
+    walked = walk(architecture, recipe, ledger, _kernels(recipe, card), packed=packed)
     capacity = card.capacity(recipe)
     ending = Ending(ledger.allocator.stats.retries)
     if ledger.fragmentation.reserved > capacity or card.settings.memory_fraction < 1:
-        ending = _within(architecture, recipe, card, capacity)
+        ending = _within(architecture, recipe, card, capacity, packed=packed)
     verdict = verdict_on(recipe, card, ledger.fragmentation, ending)
     return walked._replace(card=OnCard(summary_of(recipe, card), ledger.reserved, verdict))
 
 
-def _within(architecture: Architecture, recipe: Recipe, card: Card, capacity: int) -> Ending:
+def _within(architecture: Architecture, recipe: Recipe, card: Card, capacity: int, *, packed: bool) -> Ending:
     """How the walk ends with no more than ``capacity`` bytes to reserve."""
     ledger = _ledger(card, card.settings, capacity)
     try:
-        walk(architecture, recipe, ledger, _kernels(recipe, card))
+        walk(architecture, recipe, ledger, _kernels(recipe, card), packed=packed)
     except OutOfMemory as error:
         death = Death.of(ledger.events, error)
         return Ending(death.retries, death, ledger.phase, ledger.operation, ledger.module)

@@ -37,6 +37,8 @@ def walk(
     recipe: Recipe,
     ledger: Ledger | None = None,
     cuda: CudaKernels | None = None,
+    *,
+    packed: bool = False,
 ) -> Walk:
     """Walk the recipe's task through the architecture.
 
@@ -45,10 +47,11 @@ def walk(
         recipe: the options.
         ledger: the books; those of a card keep more than is returned.
         cuda: the kernels of the card.
+        packed: the weights come quantized from a folder, and are never in full.
     """
     ledger = ledger or Ledger()
     ledger.enter("load")
-    weights = load(ledger, architecture, recipe, WIDTHS[recipe.model.dtype], cuda)
+    weights = load(ledger, architecture, recipe, WIDTHS[recipe.model.dtype], cuda, packed=packed)
     decoder = Decoder(architecture, recipe, ledger, weights, cuda)
     if recipe.kv_cache.kind == "paged":
         serve(decoder)

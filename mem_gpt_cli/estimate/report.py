@@ -17,7 +17,7 @@ from mem_gpt_cli.kv_cache import cost as cache_cost
 from mem_gpt_cli.kv_cache.window import windowed
 from mem_gpt_cli.quantization import cost as quantization_cost
 from mem_gpt_cli.quantization.plan import plan_of
-from mem_gpt_cli.quantization.saved import as_saved
+from mem_gpt_cli.quantization.saved import as_saved, is_packed
 from mem_gpt_cli.recipe import as_run, refuse_unavailable
 from mem_gpt_cli.recipe.schema import Recipe
 from mem_gpt_cli.report.model import (
@@ -55,7 +55,7 @@ def report_of(recipe: Recipe, source: ModelSource, architecture: Architecture) -
     if not architecture.layers:
         raise UnsupportedError(f"{source.name}: a model without layers has no formula")
     architecture = windowed(architecture, recipe)
-    walked = _walk(architecture, recipe)
+    walked = _walk(architecture, recipe, packed=is_packed(recipe, source))
     card = walked.card
     moments = walked.peaks
     reserved = card.reserved if card else {}
@@ -90,12 +90,12 @@ def report_of(recipe: Recipe, source: ModelSource, architecture: Architecture) -
     )
 
 
-def _walk(architecture: Architecture, recipe: Recipe) -> Walk:
+def _walk(architecture: Architecture, recipe: Recipe, *, packed: bool) -> Walk:
     if recipe.device.type == "cpu":
-        return walk(architecture, recipe)
+        return walk(architecture, recipe, packed=packed)
     from mem_gpt_cli.estimate.on_card import walk_on_card  # estimates for the CPU start without it
 
-    return walk_on_card(architecture, recipe)
+    return walk_on_card(architecture, recipe, packed=packed)
 
 
 def _phase(name: str, moment: Moment, reserved: int | None) -> Phase:

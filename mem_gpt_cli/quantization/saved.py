@@ -60,6 +60,14 @@ def as_saved(recipe: Recipe, source: ModelSource) -> Recipe:
     return found
 
 
+def is_packed(recipe: Recipe, source: ModelSource) -> bool:
+    """Whether weights are read as a folder has them quantized; ``recipe`` is that of ``as_saved``."""
+    saved = source.saved_quantization
+    if saved is None or recipe.model.weights == "random":
+        return False
+    return recipe.quantization == Quantization.model_validate(saved)
+
+
 def save_quantized(model: torch.nn.Module, folder: Path, source: ModelSource, recipe: Recipe) -> None:
     """Write a quantized model so that its folder, as ``model.name``, is that model again, to the bit.
 
