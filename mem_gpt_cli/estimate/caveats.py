@@ -26,6 +26,7 @@ def caveats(recipe: Recipe, source: ModelSource, architecture: Architecture) -> 
         *_windows(recipe, architecture),
         *_pages(recipe),
         *_experts(architecture),
+        *_loading(architecture),
         *_quantization(recipe, architecture),
         *_device(recipe),
         *source.notes,
@@ -100,6 +101,14 @@ def _experts(architecture: Architecture) -> Iterator[str]:
         yield (
             f"which of the {experts} experts a token takes is decided by the data: "
             "the figures are for an even spread"
+        )
+
+
+def _loading(architecture: Architecture) -> Iterator[str]:
+    if architecture.model_type == "gpt_bigcode":
+        yield (
+            "the code of gpt_bigcode makes a mask of all positions while it loads, which the formula leaves "
+            "out of that phase; add --trace for it"
         )
 
 

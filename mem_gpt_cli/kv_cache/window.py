@@ -45,18 +45,23 @@ def window_of(recipe: Recipe, architecture: Architecture) -> int | None:
     return window
 
 
-def windowed(architecture: Architecture, recipe: Recipe) -> Architecture:
-    """The model's numbers with the recipe's window in every layer.
-
-    Raises:
-        RecipeError: as ``window_of``, and for a quantized cache of a model that has windows.
-    """
+def refuse_quantized_windows(recipe: Recipe, architecture: Architecture) -> None:
+    """Raise ``RecipeError`` for a quantized cache of a model that has windows."""
     if recipe.kv_cache.kind == "quantized" and any(span(layer.attention) for layer in architecture.layers):
         raise RecipeError(
             f"kv_cache.kind: {recipe.model.name} has layers with a window, which transformers' quantized "
             "cache cannot hold: choose dynamic",
             position_of(("kv_cache", "kind"), recipe.text),
         )
+
+
+def windowed(architecture: Architecture, recipe: Recipe) -> Architecture:
+    """The model's numbers with the recipe's window in every layer.
+
+    Raises:
+        RecipeError: as ``window_of``, and for a quantized cache of a model that has windows.
+    """
+    refuse_quantized_windows(recipe, architecture)
     window = window_of(recipe, architecture)
     if window is None:
         return architecture

@@ -8,12 +8,14 @@ config carries ``WINDOW``, the mask is the one that transformers makes for a mod
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from typing import Any
 
 import torch
 
-from mem_gpt_cli.kv_cache.window import window_of
+from mem_gpt_cli.errors import UnsupportedError
+from mem_gpt_cli.kv_cache.window import refuse_quantized_windows, window_of
 from mem_gpt_cli.model import ModelSource
 from mem_gpt_cli.recipe.schema import Recipe
 
@@ -25,8 +27,13 @@ def give_window(model: torch.nn.Module, source: ModelSource, recipe: Recipe) -> 
     """Let every layer see ``kv_cache.window`` tokens; does nothing where the recipe asks for none.
 
     Raises:
-        RecipeError: where this model cannot have it.
+        RecipeError: where this model cannot have it, or has windows that its quantized cache cannot hold.
     """
+    if recipe.kv_cache.kind == "quantized":
+        with suppress(
+            UnsupportedError
+        ):  # then transformers says it, at the first pass
+            refuse_quantized_windows(recipe, source.architecture)
     window = window_of(recipe, source.architecture) if recipe.kv_cache.kind == "sliding" else None
     if window is None:
         return
