@@ -55,7 +55,8 @@ class PagedGeneration:
         seed: int = 0,
     ) -> None:
         if (reason := why_not(model)) is not None:
-            raise UnsupportedError(f"kv_cache.kind: paged cannot run {type(model).__name__}: {reason}")
+            family = model.config.get_text_config().model_type  # type: ignore[operator, union-attr]
+            raise UnsupportedError(f"kv_cache.kind: paged cannot run {family}: {reason}")
         self.pool = pool
         self.count = PageCount(pool.page_size)
         self.tokens: list[list[int]] = []

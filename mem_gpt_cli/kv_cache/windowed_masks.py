@@ -30,9 +30,7 @@ def give_window(model: torch.nn.Module, source: ModelSource, recipe: Recipe) -> 
         RecipeError: where this model cannot have it, or has windows that its quantized cache cannot hold.
     """
     if recipe.kv_cache.kind == "quantized":
-        with suppress(
-            UnsupportedError
-        ):  # then transformers says it, at the first pass
+        with suppress(UnsupportedError):  # then transformers says it, at the first pass
             refuse_quantized_windows(recipe, source.architecture)
     window = window_of(recipe, source.architecture) if recipe.kv_cache.kind == "sliding" else None
     if window is None:

@@ -113,10 +113,11 @@ def _refuse_unmatched(
     recipe: Recipe,
 ) -> None:
     names = [(path, role) for holders in matrices for path, _, role in holders]
+    config: Any = model.config
     for pattern in plan.unmatched(names):
         layer = next((path for path, role in names if role == "linear"), names[0][0])
         raise RecipeError(
-            f"quantization.overrides: {pattern!r} matches no matrix of {type(model).__name__}: write a "
+            f"quantization.overrides: {pattern!r} matches no matrix of {config.model_type}: write a "
             f"pattern of paths such as {layer}, or embeddings, or head",
             position_of(("quantization", "overrides"), recipe.text),
         )
