@@ -248,9 +248,12 @@ def test_whole_numbers_need_a_package(stored: str, monkeypatch: pytest.MonkeyPat
 
 
 def test_a_model_with_windows_has_no_quantized_cache() -> None:
+    plain = load_recipe(None, overrides=["model.name=mistral-7b-v0.1"])
     recipe = load_recipe(None, overrides=["model.name=mistral-7b-v0.1", "kv_cache.kind=quantized"])
+    with pytest.raises(RecipeError, match="has layers with a window"):
+        build_on_meta(source_of(recipe), recipe)
     with pytest.raises(UnsupportedError, match="cannot have a quantized cache"):
-        new_cache(build_on_meta(source_of(recipe), recipe), recipe)
+        new_cache(build_on_meta(source_of(plain), plain), recipe)
 
 
 def test_windows_of_a_model_and_of_a_recipe_are_not_mixed() -> None:
