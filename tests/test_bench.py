@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -25,6 +26,7 @@ from mem_gpt_cli.bench.fresh import HeldBytes, given_back
 from mem_gpt_cli.bench.outcome import Outcome, best_prediction
 from mem_gpt_cli.bench.store import Store, typed
 from mem_gpt_cli.cli.main import run
+from mem_gpt_cli.errors import UnsupportedError
 from mem_gpt_cli.recipe import expand, load_recipe
 from mem_gpt_cli.recipe.schema import Recipe
 from mem_gpt_cli.report.model import (
@@ -293,8 +295,12 @@ def events_of(recipe: Recipe, lenses: Sequence[Lens]) -> list[tuple[str, dict[st
     return events
 
 
-def test_a_lens_that_cannot_answer_leaves_the_others(tmp_path: Path) -> None:
-    recipe = load_recipe(recipe_file(tmp_path, SMALL), overrides=["quantization.scheme=int8"])
+def test_a_lens_that_cannot_answer_leaves_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuses(recipe: Recipe) -> MemoryReport:
+        raise UnsupportedError(f"{recipe.model.name} cannot be traced")
+
+    monkeypatch.setattr(import_module("mem_gpt_cli.trace"), "trace", refuses)
+    recipe = load_recipe(recipe_file(tmp_path, SMALL))
     events = events_of(recipe, ["estimate", "trace"])
     assert [(event, facts["lens"]) for event, facts in events] == [
         ("report", "estimate"),
@@ -306,7 +312,7 @@ def test_a_lens_that_cannot_answer_leaves_the_others(tmp_path: Path) -> None:
     outcome = cell.outcome(1.0)
     assert outcome.status == "unsupported"
     assert best_prediction(outcome.reports) is outcome.reports["estimate"]
-    assert "quantization.scheme" in (outcome.error or "")
+    assert "gpt2 cannot be traced" in (outcome.error or "")
 
 
 @pytest.mark.parametrize(("cells_per_process", "processes"), [(1, 3), (2, 2), (3, 1)])

@@ -203,7 +203,13 @@ def test_every_family_that_may_have_a_window_has_it(model_type: str) -> None:
     from mem_gpt_cli.kv_cache.windowed_masks import WINDOW, _register
 
     config = CONFIG_MAPPING[model_type](
-        num_hidden_layers=2, hidden_size=32, num_attention_heads=4, intermediate_size=64, vocab_size=97
+        num_hidden_layers=2,
+        hidden_size=32,
+        num_attention_heads=4,
+        intermediate_size=64,
+        vocab_size=97,
+        **({"rotary_dim": 4} if model_type == "gptj" else {}),
+        **({"num_key_value_heads": 2, "head_dim": 8} if model_type == "qwen3" else {}),
     )
     config._attn_implementation = "sdpa" if dialect_of(model_type).sdpa else "eager"
     _register()

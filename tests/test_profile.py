@@ -251,6 +251,6 @@ def test_per_token_follows_generation_only() -> None:
 
 
 def test_an_option_that_no_lens_runs_is_refused() -> None:
-    recipe = Recipe.model_validate({"model": GPT2, "quantization": {"scheme": "nf4"}})
-    with pytest.raises(UsageError, match="nf4"):
+    recipe = Recipe.model_validate({"model": GPT2, "task": "training", "optimizer": {"name": "lion_8bit"}})
+    with pytest.raises(UsageError, match="lion_8bit"):
         profile(recipe)
