@@ -83,12 +83,12 @@ def load(recipe: Recipe | Mapping[str, Any] | str | Path) -> TextModel:
 
 
 def _recipe(given: Recipe | Mapping[str, Any] | str | Path) -> Recipe:
-    from mem_gpt_cli.recipe import Recipe, load_recipe
+    from mem_gpt_cli.recipe import Recipe, load_recipe, recipe_of
 
     if isinstance(given, Recipe):
         return given
     if isinstance(given, Mapping):
-        return load_recipe(flags=given)
+        return recipe_of(given)
     return load_recipe(given)
 
 

@@ -2,6 +2,7 @@
 
     MemgptError                  (abstract; 1)
     |- UsageError                 2  a bad recipe, a bad flag, an unknown model
+    |  |- UsageErrors            2  several of them
     |  `- RecipeError             2  the same, with file, line and column
     |     `- RecipeErrors         2  several of them, in the order of the file
     |- UnsupportedError           2  this model or option cannot be answered by this lens
@@ -30,6 +31,14 @@ class UsageError(MemgptError):
     """A flag, an argument or a model name that cannot be understood."""
 
     exit_code = 2
+
+
+class UsageErrors(UsageError):  # noqa: N818  (several of the one above)
+    """Several mistakes found in one reading."""
+
+    def __init__(self, errors: Sequence[UsageError]) -> None:
+        super().__init__("\n".join(str(error) for error in errors))
+        self.errors = tuple(errors)
 
 
 class Position(NamedTuple):

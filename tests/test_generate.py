@@ -63,11 +63,12 @@ def test_the_text_is_transformers_own_and_stdout_holds_nothing_else(
     code, out, err = run("--prompt", PROMPT, new=12)
     assert code == 0
     assert out == by_transformers(PROMPT, 12) + "\n"
-    speed, memory = err.splitlines()
+    speed, *memory = err.splitlines()
     assert speed.startswith("1 of 1 texts, 12 tokens in ")
     assert speed.endswith(" tokens/s")
-    assert "measured at its peak: the process " in memory
-    assert "`memgpt estimate` predicts tensors of 17." in memory
+    assert memory[0].startswith("memory: measured at its peak: the process ")
+    assert memory[-1].startswith("        `memgpt estimate` predicts tensors of 17.")
+    assert all(len(line) <= 80 for line in memory)
 
 
 @pytest.mark.parametrize(
@@ -196,7 +197,7 @@ def test_prompts_come_from_a_file_and_answers_go_to_one(run: Run, tmp_path: Path
     assert first["finish_reason"] in ("stop", "length")
     assert first["tokens_per_s"] == pytest.approx(first["tokens"] / first["seconds"], rel=1e-2)
     assert shown == f"{first['text']}\n{second['text']}\n"
-    assert "[1] My fellow" in err
+    assert "[0] My fellow" in err
 
 
 def test_resume_leaves_out_what_is_answered_and_mends_a_torn_line(run: Run, tmp_path: Path) -> None:
@@ -246,6 +247,90 @@ def test_bad_lines_are_named(content: str, message: str, run: Run, tmp_path: Pat
     assert len(err.splitlines()) == 1
 
 
+def test_all_bad_lines_are_named_at_once(run: Run, tmp_path: Path) -> None:
+    asked = tmp_path / "asked.jsonl"
+    asked.write_text('{"prompt" "a"}\n"b"\n7\n""\n', encoding="utf-8")
+    code, out, err = run("--prompts", str(asked))
+    assert (code, out) == (2, "")
+    first, second, third = err.splitlines()
+    assert first == f"memgpt: error: {asked}:1: is no JSON: Expecting ':' delimiter in column 11"
+    assert f"{asked}:3: holds no prompt" in second
+    assert f"{asked}:4: the prompt is empty" in third
+
+
+def test_a_pool_is_checked_against_the_prompts_not_the_made_up_workload(run: Run) -> None:
+    paged = ("--kv-cache", "paged", "--set", "kv_cache.pages=4")
+    code, out, err = run("--prompt", PROMPT, *paged)
+    assert code == 0, err
+    assert out == run("--prompt", PROMPT)[1]
+    code, out, err = run("--prompt", "word " * 80, *paged)
+    assert (code, out) == (2, "")
+    assert "the longest request keeps" in err
+    assert "a pool of 4 can never finish it" in err
+
+
+def test_a_budget_is_held_before_anything_runs(run: Run) -> None:
+    code, out, err = run("--prompt", PROMPT, "--budget", "1MiB")
+    assert (code, out) == (3, "")
+    assert err.startswith("memgpt: error: it does not fit: ")
+    assert " MiB more than the budget of 1.00 MiB" in err
+    assert len(err.splitlines()) == 1
+    assert run("--prompt", PROMPT, "--budget", "1GiB")[0] == 0
+
+
+def test_resume_takes_no_answer_of_another_model_or_other_options(run: Run, tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    asking = ("--prompt", PROMPT, "--out", str(out), "--resume", "--json")
+    first = lines(run(*asking)[1])
+    assert len(first) == 1
+    assert run(*asking, "--batch", "2", "--kv-cache", "dynamic")[1] == ""  # makes the same text
+    for options in (["--quantization", "int8"], ["--temperature", "1"], ["--kv-cache", "none"]):
+        code, shown, err = run(*asking, *options)
+        assert (code, len(lines(shown))) == (0, 1), err
+        assert "0 of 1 prompts are answered" in err
+        assert "made by another model or with other options" in err
+        assert run(*asking, *options)[1] == ""
+    made_by = [line["made_by"] for line in read_objects(out)]
+    assert len(set(made_by)) == len(made_by) == 4
+
+
+def test_what_lenses_say_of_pooled_heads_is_said_here(run: Run) -> None:
+    code, _, err = run("--prompt", PROMPT, "--set", "attention.kv_heads=1", new=2)
+    assert code == 0, err
+    assert "warning: " in err
+    assert "uptrain" in err
+
+
+@pytest.mark.parametrize("package", ["torchao", "bitsandbytes"])
+def test_a_package_that_does_not_load_is_named(package: str, tmp_path: Path) -> None:
+    folder = tmp_path / package
+    folder.mkdir()
+    (folder / "__init__.py").write_text('raise ImportError("libnone.so is missing")\n')
+    scheme = {"torchao": "int4", "bitsandbytes": "nf4"}[package]
+    ended = subprocess.run(
+        [sys.executable, "-m", "mem_gpt_cli", "generate", "--prompt", "x", "--quantization", scheme],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"},
+        check=False,
+    )
+    assert ended.returncode == 4
+    assert ended.stderr.startswith(f"memgpt: error: {package} ")
+    assert "libnone.so is missing" in ended.stderr
+    assert len(ended.stderr.splitlines()) == 1
+
+
+def test_save_says_one_line(tmp_path: Path) -> None:
+    folder = tmp_path / "saved"
+    command = [sys.executable, "-m", "mem_gpt_cli", "save", "--model", "memgpt-tiny", "--out", str(folder)]
+    ended = subprocess.run([*command, "--batch", "2"], capture_output=True, text=True, check=False)
+    assert ended.returncode == 2
+    assert "No such option: --batch" in ended.stderr
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert ended.stdout.startswith(f"memgpt-tiny is in {folder}, ")
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
@@ -255,6 +340,8 @@ def test_bad_lines_are_named(content: str, message: str, run: Run, tmp_path: Pat
         (["--prompts", "nowhere.jsonl"], 2, "cannot read nowhere.jsonl: no such file"),
         (["--prompt", "a", "--csv", "x.csv"], 2, "use --out"),
         (["--prompt", "a", "--resume"], 2, "add --out FILE"),
+        (["--prompt", "a", "--seq", "64"], 2, "workload.seq: the prompts have lengths of their own"),
+        (["--prompt", "a", "--set", "workload.prompt_tokens=4"], 2, "workload.prompt_tokens: the prompts"),
         (["--prompt", "a", "--task", "training"], 2, "a training generates no text"),
         (["--prompt", "a", "--chat"], 2, "has no chat template"),
         (
@@ -304,6 +391,7 @@ def test_an_interrupt_ends_with_130_and_what_was_made_stays(tmp_path: Path) -> N
     assert process.returncode == 130
     assert "Traceback" not in err
     assert "of 400 texts" in err
+    assert f"they are in {out}: the same command with --resume goes on" in " ".join(err.split())
     made = read_objects(out)
     assert 2 <= len(made) < 400
     assert [line["index"] for line in made] == list(range(len(made)))

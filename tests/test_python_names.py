@@ -124,9 +124,25 @@ def test_text_of_random_weights_needs_a_tokenizer_all_the_same() -> None:
     ("call", "error", "message"),
     [
         (lambda m: m.generate(PROMPT, temprature=1), UsageError, "no option 'temprature'"),
-        (lambda m: m.generate(PROMPT, temperature=-1), UsageError, "greater than or equal to 0"),
+        (
+            lambda m: m.generate(PROMPT, temperature=-1),
+            UsageError,
+            "sampling.temperature: must be at least 0",
+        ),
         (lambda m: m.generate(PROMPT, top_k=3), RecipeError, "changes nothing at temperature 0"),
-        (lambda m: m.generate(PROMPT, new_tokens=0), UsageError, "greater than 0"),
+        (lambda m: m.generate(PROMPT, new_tokens=0), UsageError, "must be greater than 0"),
+        (lambda m: m.generate(["a", "b"]), UsageError, r"not list: for several, take complete\(read"),
+        (lambda m: m.generate(3), UsageError, "one text, not int"),
+        (
+            lambda m: m.with_options(attention={"backend": "egar"}),
+            RecipeError,
+            "^attention.backend: 'egar' is not one of .*, did you mean 'eager'",
+        ),
+        (
+            lambda _: memgpt.load({"model": {"nam": "x"}}),
+            RecipeError,
+            "^model.nam: unknown key, did you mean model.name",
+        ),
         (lambda m: m.generate(""), UsageError, "is empty"),
         (lambda m: m.generate("word " * 1100), UsageError, "positions that memgpt-tiny has learned"),
         (lambda m: m.with_options(quantization={"scheme": "int8"}), UsageError, "is built already"),

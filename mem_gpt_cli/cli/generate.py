@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mem_gpt_cli.cli import console
+from mem_gpt_cli.cli.answer import hold_to_budget
 from mem_gpt_cli.cli.options import Request, takes_recipe
 from mem_gpt_cli.cli.prompts import Asked, asked_prompts
 from mem_gpt_cli.cli.startup import hush_libraries
+from mem_gpt_cli.cli.texts import Answers, without_answered
 from mem_gpt_cli.errors import MemgptError, UsageError
+from mem_gpt_cli.recipe.changing import text_digest
 from mem_gpt_cli.report.sizes import render_bytes
 
 if TYPE_CHECKING:
     from mem_gpt_cli.profile.watch import Levels
     from mem_gpt_cli.recipe.schema import Recipe
     from mem_gpt_cli.report.model import Phase
-    from mem_gpt_cli.workload.generation import Completion, Prompt
+    from mem_gpt_cli.workload.generation import Prompt
     from mem_gpt_cli.workload.text_model import TextModel
 
 SAMPLING_FLAGS = {
@@ -69,20 +70,39 @@ def generate(
         raise UsageError("--csv belongs to commands that answer with a row: use --out FILE.jsonl")
     if resume and out is None:
         raise UsageError("--resume goes on with a file of answers: add --out FILE")
+    _refuse_made_up_lengths(request)
     hush_libraries()
     recipe = request.recipe()
     if recipe.task == "training":
         raise UsageError("a training generates no text: add --task inference")
     asked = asked_prompts(prompt or (), prompts)
+    digest = text_digest(recipe, chat=chat)
     if out is not None and resume:
-        asked = _without_answered(asked, recipe, out)
+        asked = without_answered(asked, recipe, out, digest)
     if asked:
-        _run(Answers(request.json, out, len(asked)), recipe, asked, chat)
+        answers = Answers(request.json, out, len(asked), digest)
+        try:
+            _run(answers, recipe, asked, chat)
+        except KeyboardInterrupt:
+            answers.say_what_is_kept()
+            raise
+
+
+def _refuse_made_up_lengths(request: Request) -> None:
+    """In a recipe file they are there for the lenses; who gives them here means something else."""
+    given = {*request.flags, *(text.partition("=")[0].strip() for text in request.overrides)}
+    for name in ("seq", "prompt_tokens", "requests"):
+        if any(key == f"workload.{name}" or key.startswith(f"workload.{name}.") for key in given):
+            raise UsageError(
+                f"workload.{name}: the prompts have lengths of their own: leave it out; --new-tokens is the "
+                "most that each may get"
+            )
 
 
 def _run(answers: Answers, recipe: Recipe, asked: Sequence[Asked], chat: bool) -> None:
     from mem_gpt_cli.profile.device import find_device
     from mem_gpt_cli.profile.watch import watch
+    from mem_gpt_cli.workload.reading import Reading
     from mem_gpt_cli.workload.text_model import load
 
     device = find_device(recipe.device)
@@ -90,106 +110,31 @@ def _run(answers: Answers, recipe: Recipe, asked: Sequence[Asked], chat: bool) -
         on_duty.begin()
         before = on_duty.end()
         on_duty.begin()
-        model = load(recipe, device.torch_device)
-        read = [model.read([one.text], chat=chat, first=one.index)[0] for one in asked]
-        _warn_of_length(model, read)
+        reading = Reading.of(recipe)
+        read = [reading.read([one.text], chat=chat, first=one.index)[0] for one in asked]
+        predicted = _predicted(recipe, reading.sized(read))
+        model = load(recipe, device.torch_device, reading)
+        model.check_positions(read)
+        _warn(model, read)
         begun = time.perf_counter()
-
-        def sum_up() -> None:
-            answers.end_line()
-            _print_speed(answers, time.perf_counter() - begun)
-            _print_memory(before, on_duty.end(), _predicted(model, read))
-
         try:
             for batch in model.batches(read):
                 alone = len(batch) == 1
                 for completion in model.complete(batch, answers.tell if alone else None):
                     answers.give(completion, asked, model.name)
-        except KeyboardInterrupt:
-            sum_up()
-            raise
-        sum_up()
+        finally:
+            answers.end_line()
+            _print_speed(answers, time.perf_counter() - begun)
+            _print_memory(before, on_duty.end(), predicted)
 
 
-@dataclass
-class Answers:
-    """Where the answers go, each as soon as it is there."""
+def _warn(model: TextModel, prompts: Sequence[Prompt]) -> None:
+    """What the lenses say of the model, and whether a text is longer than those that it was trained on."""
+    from mem_gpt_cli.attention.backend import attention_note
 
-    json: bool
-    out: Path | None
-    count: int
-    given: list[Completion] = field(default_factory=list)
-    _mid_line: bool = False
-
-    def tell(self, prompt: Prompt, piece: str) -> None:
-        """A piece of the only text that is under way."""
-        if not self.json:
-            if not self._mid_line:
-                self._head(prompt)
-            print(piece, end="", flush=True)
-            self._mid_line = True
-
-    def give(self, completion: Completion, asked: Sequence[Asked], model: str) -> None:
-        """A whole answer."""
-        from mem_gpt_cli.report.jsonl import append_object, line_of
-
-        self.given.append(completion)
-        id_ = next(one.id for one in asked if one.index == completion.prompt.index)
-        if self.out is not None:
-            append_object(self.out, _object(completion, id_, model))
-        if self.json:
-            print(line_of(_object(completion, id_, model)), flush=True)
-            return
-        if not self._mid_line:
-            self._head(completion.prompt)
-            print(completion.text, end="")
-        self._mid_line = True
-        self.end_line()
-
-    def end_line(self) -> None:
-        """End the line that a text stands in, also where the text was cut short."""
-        if self._mid_line:
-            print(flush=True)
-            self._mid_line = False
-
-    def _head(self, prompt: Prompt) -> None:
-        if self.count > 1:
-            sys.stdout.flush()
-            first, *more = prompt.text.splitlines() or [""]
-            short = first[:60] + ("..." if more or len(first) > 60 else "")
-            console.people().print(f"[{prompt.index + 1}] {short}", markup=False, soft_wrap=True)
-
-
-def _object(completion: Completion, id_: Any, model: str) -> dict[str, Any]:
-    prompt = completion.prompt
-    return {
-        "schema_version": 1,
-        "index": prompt.index,
-        **({} if id_ is None else {"id": id_}),
-        "model": model,
-        "prompt": prompt.text,
-        "text": completion.text,
-        "prompt_tokens": len(prompt.tokens),
-        "tokens": len(completion.tokens),
-        "finish_reason": completion.finish_reason,
-        "seconds": round(completion.seconds, 6),
-        "tokens_per_s": round(completion.tokens_per_s, 3),
-        "seed": prompt.seed,
-    }
-
-
-def _without_answered(asked: Sequence[Asked], recipe: Recipe, out: Path) -> list[Asked]:
-    """The prompts that ``out`` has no answer to: of the same place, text and seed."""
-    from mem_gpt_cli.report.jsonl import read_objects
-
-    answered = {(line.get("index"), line.get("prompt"), line.get("seed")) for line in read_objects(out)}
-    left = [one for one in asked if (one.index, one.text, recipe.workload.seed + one.index) not in answered]
-    console.people().print(f"{len(asked) - len(left)} of {len(asked)} prompts are answered in {out}")
-    return left
-
-
-def _warn_of_length(model: TextModel, prompts: Sequence[Prompt]) -> None:
-    """Positions that are computed know no end, but a model was trained up to one."""
+    for note in (*model.source.notes, *attention_note(model.model, model.recipe)):
+        console.warn(note)
+    # Positions that are computed know no end, but a model was trained up to one.
     config: Any = model.model.config
     trained = getattr(config.get_text_config(), "max_position_embeddings", None)
     longest = max(len(prompt.tokens) for prompt in prompts) + model.recipe.lengths.new - 1
@@ -200,20 +145,29 @@ def _warn_of_length(model: TextModel, prompts: Sequence[Prompt]) -> None:
         )
 
 
-def _predicted(model: TextModel, prompts: Sequence[Prompt]) -> Phase | str:
-    """The peak that the formula predicts of the largest batch, or why it predicts none."""
-    from mem_gpt_cli.estimate import estimate
-    from mem_gpt_cli.recipe.changing import for_prompts
+def _predicted(recipe: Recipe, batches: Sequence[Recipe]) -> Phase | str:
+    """The peak that the formula predicts of the largest batch, or why it predicts none.
 
-    new = model.recipe.lengths.new
+    Raises:
+        GateError: if it is more than the recipe's budget.
+        MemgptError: for a budget where there is no prediction to hold to it.
+    """
+    from mem_gpt_cli.estimate import estimate
+
+    # All batches are of one size but the last; of these, the longest prompt is what counts.
+    largest = max(batches, key=lambda sized: (len(sized.prompts), *_weight(sized)))
     try:
-        reports = [
-            estimate(for_prompts(model.recipe, [len(prompt.tokens) for prompt in batch], new))
-            for batch in model.batches(prompts)
-        ]
-    except MemgptError as error:  # the texts are there, and stay
+        report = estimate(largest)
+    except MemgptError as error:
+        if recipe.budget.memory is not None:  # which nothing but a prediction can be held to
+            raise
         return str(error)
-    return max(reports, key=lambda report: report.allocated_bytes).peak
+    hold_to_budget(recipe, report)
+    return report.peak
+
+
+def _weight(sized: Recipe) -> tuple[int, bool]:
+    return max(sized.prompts), len(set(sized.prompts)) > 1
 
 
 def _print_speed(answers: Answers, seconds: float) -> None:
@@ -223,8 +177,9 @@ def _print_speed(answers: Answers, seconds: float) -> None:
 
 
 def _print_memory(before: Levels, peak: Levels, predicted: Phase | str) -> None:
-    parts = (*_measured(before, peak), _of_prediction(predicted))
-    console.people().print(f"memory: {'; '.join(parts)}", markup=False, soft_wrap=True)
+    for number, part in enumerate((*_measured(before, peak), _of_prediction(predicted))):
+        line = f"{' ' * 8 if number else 'memory: '}{part}"
+        console.people().print(line, markup=False)
 
 
 def _measured(before: Levels, peak: Levels) -> Iterator[str]:

@@ -14,7 +14,7 @@ from typer.main import get_command
 
 from mem_gpt_cli._version import __version__
 from mem_gpt_cli.cli.startup import leave_all_to_the_system, without_collector
-from mem_gpt_cli.errors import MemgptError, RecipeErrors
+from mem_gpt_cli.errors import MemgptError, RecipeErrors, UsageErrors
 
 SUBCOMMANDS: Mapping[str, str] = {
     "estimate": "mem_gpt_cli.cli.estimate:estimate",
@@ -104,7 +104,7 @@ def run(arguments: Sequence[str]) -> int:
         code = get_command(app).main(list(arguments), prog_name="memgpt", standalone_mode=False)
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
-    except RecipeErrors as errors:
+    except (RecipeErrors, UsageErrors) as errors:
         return _fail(errors, [str(error) for error in errors.errors], errors.exit_code)
     except MemgptError as error:
         return _fail(error, [str(error)], error.exit_code)

@@ -6,7 +6,8 @@ A command takes a ``Request`` first and is decorated with ``takes_recipe``, whic
     def estimate(request: Request, trace: Annotated[bool, typer.Option("--trace")] = False) -> None:
         recipe = request.recipe()
 
-A command that reads keys which the others do not may give them flags too: ``takes_recipe(flags={...})``.
+A command that reads keys which the others do not may give them flags too: ``takes_recipe(flags={...})``;
+one that reads fewer leaves theirs out: ``takes_recipe(without=...)``.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from __future__ import annotations
 import functools
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, get_args, get_origin, overload
 
@@ -82,22 +83,29 @@ def takes_recipe(command: Command) -> Command: ...
 
 
 @overload
-def takes_recipe(*, flags: Mapping[str, str]) -> Callable[[Command], Command]: ...
+def takes_recipe(
+    *, flags: Mapping[str, str] = NO_FLAGS, without: Collection[str] = ()
+) -> Callable[[Command], Command]: ...
 
 
-def takes_recipe(command: Command | None = None, *, flags: Mapping[str, str] = NO_FLAGS) -> Any:
+def takes_recipe(
+    command: Command | None = None, *, flags: Mapping[str, str] = NO_FLAGS, without: Collection[str] = ()
+) -> Any:
     """Put the shared flags where a command takes a ``Request``, its first parameter.
 
     Args:
         command: the command, where the decorator is written without arguments.
         flags: more flags, of this command alone, and the recipe keys that they set.
+        without: shared flags that this command has no use for.
     """
     if command is None:
-        return lambda command: _taking(command, {**FLAGS, **flags})
-    return _taking(command, FLAGS)
+        return lambda command: _taking(command, {**FLAGS, **flags}, frozenset(without))
+    return _taking(command, FLAGS, frozenset())
 
 
-def _taking(command: Command, flags: Mapping[str, str]) -> Command:
+def _taking(command: Command, flags: Mapping[str, str], without: frozenset[str]) -> Command:
+    flags = {flag: key for flag, key in flags.items() if flag not in without}
+    around = [parameter for parameter in _around() if parameter.name not in without]
     signature = inspect.signature(command, eval_str=True)
     own = [
         parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
@@ -107,13 +115,13 @@ def _taking(command: Command, flags: Mapping[str, str]) -> Command:
     @functools.wraps(command)
     def run(**given: Any) -> None:
         values = {key: given.pop(_name(flag)) for flag, key in flags.items()}
-        rest = {parameter.name: given.pop(parameter.name) for parameter in _around()}
+        rest = {parameter.name: given.pop(parameter.name) for parameter in around}
         with_collector()
         command(_request(values, **rest), **given)
 
     del run.__wrapped__  # its annotations would be read in place of the signature's
     run.__annotations__ = {}
-    run.__signature__ = signature.replace(parameters=[*_shared(flags), *own])  # type: ignore[attr-defined]
+    run.__signature__ = signature.replace(parameters=[*_shared(flags, around), *own])  # type: ignore[attr-defined]
     return run
 
 
@@ -123,7 +131,7 @@ def _request(
     recipe_file: str | None,
     set_: list[str] | None,
     json: bool,
-    csv: Path | None,
+    csv: Path | None = None,
 ) -> Request:
     if recipe and recipe_file:
         raise UsageError(f"two recipes are given, {recipe!r} and --recipe {recipe_file!r}: leave one out")
@@ -136,9 +144,9 @@ def _request(
     )
 
 
-def _shared(flags: Mapping[str, str]) -> list[inspect.Parameter]:
+def _shared(flags: Mapping[str, str], around: Sequence[inspect.Parameter]) -> list[inspect.Parameter]:
     """All flags in the order of the help: the recipe, its keys, and how to answer."""
-    recipe, recipe_file, *answer = _around()
+    recipe, recipe_file, *answer = around
     keys = [_parameter(_name(flag), str, _key_option(flag, key)) for flag, key in flags.items()]
     return [recipe, recipe_file, *keys, *answer]
 

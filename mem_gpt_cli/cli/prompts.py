@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mem_gpt_cli.errors import UsageError
+from mem_gpt_cli.errors import UsageError, UsageErrors
 
 STDIN = "-"
 
@@ -27,7 +27,8 @@ def asked_prompts(texts: Sequence[str], file: str | None) -> list[Asked]:
     """The prompts that the flags give: texts, or a file with one a line; ``-`` is stdin in either.
 
     Raises:
-        UsageError: for none, for both, for an empty one, and for a line that is no prompt, with its place.
+        UsageError: for none, for both, for an empty one.
+        UsageErrors: for lines that are no prompts, each with its place.
     """
     if texts and file is not None:
         raise UsageError("--prompt and --prompts are both given: leave one out")
@@ -60,10 +61,18 @@ def _read(file: str) -> list[Asked]:
 
 def _parse(lines: Iterable[str], name: str) -> list[Asked]:
     found: list[Asked] = []
+    bad: list[UsageError] = []
     for number, line in enumerate(lines, 1):
-        if line.strip():
+        if not line.strip():
+            continue
+        try:
             text, own = _prompt_of(line, f"{name}:{number}")
+        except UsageError as error:
+            bad.append(error)
+        else:
             found.append(Asked(len(found), text, own))
+    if bad:
+        raise UsageErrors(bad)
     if not found:
         raise UsageError(f'{name} holds no prompt: write one a line, such as {{"prompt": "Hello"}}')
     return found
@@ -72,8 +81,8 @@ def _parse(lines: Iterable[str], name: str) -> list[Asked]:
 def _prompt_of(line: str, place: str) -> tuple[str, Any]:
     try:
         value = json.loads(line)
-    except ValueError as error:
-        raise UsageError(f"{place}: is no JSON: {error}") from None
+    except json.JSONDecodeError as error:
+        raise UsageError(f"{place}: is no JSON: {error.msg} in column {error.colno}") from None
     own = value.get("id") if isinstance(value, dict) else None
     text = value.get("prompt") if isinstance(value, dict) else value
     if not isinstance(text, str):

@@ -12,6 +12,7 @@ from unittest import mock
 import torch
 
 from mem_gpt_cli.errors import UnsupportedError, UsageError
+from mem_gpt_cli.model.imports import broken_packages_named
 from mem_gpt_cli.model.source import ModelSource
 from mem_gpt_cli.recipe.schema import Recipe
 
@@ -67,6 +68,7 @@ def with_layers(config: Any, layers: int) -> Any:
     return shallow
 
 
+@broken_packages_named()
 def plain_on_meta(
     source: ModelSource, recipe: Recipe, attention: str, layers: int | None = None
 ) -> torch.nn.Module:

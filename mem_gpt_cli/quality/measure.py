@@ -24,7 +24,8 @@ from mem_gpt_cli.recipe.schema import Attention, KVCache, Quality, Quantization,
 from mem_gpt_cli.report.model import Quality as Measured
 from mem_gpt_cli.workload.build import build_on_meta
 from mem_gpt_cli.workload.inference import Inference
-from mem_gpt_cli.workload.text_model import has_tokenizer, load_model, load_tokenizer
+from mem_gpt_cli.workload.reading import has_tokenizer, load_tokenizer
+from mem_gpt_cli.workload.text_model import load_model
 from mem_gpt_cli.workload.threads import intra_op_threads
 
 LOGITS_BYTES = 2**28

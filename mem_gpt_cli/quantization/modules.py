@@ -179,14 +179,17 @@ def _layers(package: str, module: str | None = None) -> Any:
     """The layers over a package, imported without the remarks that it makes at import.
 
     Raises:
-        EnvironmentUnavailableError: where the package is not installed.
+        EnvironmentUnavailableError: where the package is not installed, or its import fails.
     """
     try:
         with _quiet("bitsandbytes", "torchao"):
             return import_module(f"mem_gpt_cli.quantization.{module or package + '_layers'}")
-    except ImportError as error:
+    except (ImportError, OSError, RuntimeError) as error:  # the latter two by libraries that do not load
+        missing = isinstance(error, ModuleNotFoundError) and error.name == package
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise EnvironmentUnavailableError(
-            f"{package} is not installed here ({error}): install memgpt's extra 'quantization', "
+            f"{package} {'is not installed here' if missing else 'cannot be imported here'} ({reason}): "
+            f"{'install' if missing else 'install again'} memgpt's extra 'quantization', "
             "or write quantization.scheme: none"
         ) from error
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mem_gpt_cli.recipe.availability import refuse_unavailable
-from mem_gpt_cli.recipe.loading import load_recipe
+from mem_gpt_cli.recipe.loading import load_recipe, recipe_of
 from mem_gpt_cli.recipe.schema import Recipe
 from mem_gpt_cli.recipe.shipped import shipped
 from mem_gpt_cli.recipe.sweep import Cell, expand
@@ -16,6 +16,7 @@ __all__ = [
     "expand",
     "json_schema",
     "load_recipe",
+    "recipe_of",
     "refuse_unavailable",
     "resolved",
     "shipped",

@@ -50,6 +50,23 @@ def load_recipe(
     return validate(tree, errors)
 
 
+def recipe_of(values: Mapping[str, Any]) -> Recipe:
+    """The recipe of a mapping, as Python code writes it: dotted keys, or sections that are mappings.
+
+    Args:
+        values: keys to values; a value of ``None`` means not given.
+
+    Raises:
+        RecipeError: one thing is wrong.
+        RecipeErrors: several things are.
+    """
+    tree = Node({})
+    for key, value in values.items():
+        if value is not None:
+            tree = tree.merged(nested(split_key(str(key)), Node.of(value)))
+    return validate(tree)
+
+
 def locate(source: str | Path, beside: Path | None = None, at: Position | None = None) -> Path:
     """The file that a path or a shipped recipe's name stands for; ``beside`` is the folder of relative paths.
 

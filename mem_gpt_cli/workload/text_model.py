@@ -9,20 +9,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from pydantic import ValidationError
 
 from mem_gpt_cli.attention.backend import check_attention, implementation
-from mem_gpt_cli.attention.kv_heads import source_of
-from mem_gpt_cli.errors import EnvironmentUnavailableError, UnsupportedError, UsageError
+from mem_gpt_cli.errors import UnsupportedError, UsageError
 from mem_gpt_cli.model.positions import learned_positions
 from mem_gpt_cli.model.source import ModelSource
 from mem_gpt_cli.quantization.saved import as_saved, save_quantized
-from mem_gpt_cli.recipe import refuse_unavailable
 from mem_gpt_cli.recipe.changing import changed
 from mem_gpt_cli.recipe.schema import Recipe, Sampling
 from mem_gpt_cli.workload.build import build
 from mem_gpt_cli.workload.generation import Completion, OnText, Prompt, Row, complete_together, decode
 from mem_gpt_cli.workload.paged_generation import complete_paged
+from mem_gpt_cli.workload.reading import Reading, refuse_whatever_is_asked
 from mem_gpt_cli.workload.threads import intra_op_threads
 
 if TYPE_CHECKING:
@@ -30,7 +28,6 @@ if TYPE_CHECKING:
 
 ADJUSTABLE = ("attention", "kv_cache", "sampling", "workload")
 """Sections of the recipe that a torch model is not built by."""
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 
 
 @dataclass(frozen=True)
@@ -62,8 +59,14 @@ class TextModel:
 
         Raises:
             EnvironmentUnavailableError: for a model without a tokenizer.
-            UsageError: for an empty prompt, one beyond the model's positions, or an unknown option.
+            UsageError: for what is no text, an empty prompt, one beyond the model's positions, or an unknown
+                option.
         """
+        if not isinstance(prompt, str):
+            raise UsageError(
+                f"generate goes on from one text, not {type(prompt).__name__}: for several, take "
+                "complete(read([...]))"
+            )
         asked = self._asked(new_tokens, options)
         (completion,) = asked.complete(asked.read([prompt]))
         return decode(asked._reader(), completion.prompt.tokens) + completion.text
@@ -80,23 +83,13 @@ class TextModel:
             EnvironmentUnavailableError: for a model without a tokenizer.
             UsageError: for a text without tokens, one too long for the model, or no chat template.
         """
-        tokenizer = self._reader()
-        if chat and not tokenizer.chat_template:
-            raise UsageError(f"the tokenizer of {self.name} has no chat template: leave --chat out")
-        found = []
-        for index, text in enumerate(texts, first):
-            tokens = tuple(_tokens_of(tokenizer, text, chat))
-            if not tokens:
-                raise UsageError(f"the prompt number {index + 1} is empty: write some text")
-            self._refuse_too_long(index, len(tokens))
-            seed = (self.recipe.workload.seed + index) % 2**63
-            found.append(Prompt(text, tokens, seed, index))
-        return found
+        prompts = self._reading().read(texts, chat=chat, first=first)
+        self.check_positions(prompts)
+        return prompts
 
     def batches(self, prompts: Sequence[Prompt]) -> list[Sequence[Prompt]]:
         """The prompts that go through the model together: ``workload.batch`` of them; all if it pages."""
-        together = len(prompts) if self.recipe.kv_cache.kind == "paged" else self.recipe.workload.batch
-        return [prompts[start : start + together] for start in range(0, len(prompts), max(together, 1))]
+        return self._reading().batches(prompts)
 
     def complete(self, prompts: Sequence[Prompt], on_text: OnText | None = None) -> Iterator[Completion]:
         """Go on from prompts, batch after batch; yields each completion as soon as its text is over.
@@ -130,8 +123,8 @@ class TextModel:
         """The same torch model under a recipe with other values: ``with_options(kv_cache={"kind": "none"})``.
 
         Raises:
-            UsageError: for a section that the torch model was built by, or a value that it does not know.
-            RecipeError: for values that cannot stand together.
+            UsageError: for a section that the torch model was built by.
+            RecipeError: for a value that it does not know, or values that cannot stand together.
             UnsupportedError: for an attention that the model has not.
         """
         for section in sections:
@@ -140,11 +133,8 @@ class TextModel:
                     f"{section}: {self.name} is built already: load it again to change more than "
                     f"{', '.join(ADJUSTABLE)}"
                 )
-        try:
-            recipe = changed(self.recipe, sections)
-        except ValidationError as error:
-            raise UsageError(f"{', '.join(sections)}: {error.errors()[0]['msg']}") from error
-        refuse_unavailable(recipe, "profile")
+        recipe = changed(self.recipe, sections)
+        refuse_whatever_is_asked(recipe)
         if recipe.attention == self.recipe.attention:
             return dataclasses.replace(self, recipe=recipe)
         return dataclasses.replace(self, recipe=recipe, attention=self._attention_of(recipe))
@@ -173,22 +163,26 @@ class TextModel:
             workload |= {"new_tokens": new_tokens, "seq": None}
         return self.with_options(workload=workload, sampling=options)
 
-    def _reader(self) -> PreTrainedTokenizerBase:
-        if self.tokenizer is None:
-            raise EnvironmentUnavailableError(
-                f"{self.name} has no tokenizer here, because only its config is at hand: give the folder of "
-                "the whole model, or pass token ids to .model.generate"
-            )
-        return self.tokenizer
+    def check_positions(self, prompts: Sequence[Prompt]) -> None:
+        """Pass prompts that the model has positions for.
 
-    def _refuse_too_long(self, index: int, length: int) -> None:
-        new = self.recipe.lengths.new
-        positions = learned_positions(self.source, self.model)
-        if positions is not None and length + new - 1 > positions:
-            raise UsageError(
-                f"the prompt number {index + 1} has {length} tokens, with {new} new ones more than the "
-                f"{positions} positions that {self.name} has learned: shorten it, or ask for less"
-            )
+        Raises:
+            UsageError: for one that is too long.
+        """
+        new, positions = self.recipe.lengths.new, learned_positions(self.source, self.model)
+        for prompt in prompts:
+            length = len(prompt.tokens)
+            if positions is not None and length + new - 1 > positions:
+                raise UsageError(
+                    f"the prompt of index {prompt.index} has {length} tokens, with {new} new ones more than "
+                    f"the {positions} positions that {self.name} has learned: shorten it, or ask for less"
+                )
+
+    def _reading(self) -> Reading:
+        return Reading(self.recipe, self.source, self.tokenizer)
+
+    def _reader(self) -> PreTrainedTokenizerBase:
+        return self._reading().needed()
 
     def _attend(self) -> None:
         """Set the attention of this text model, where another one that shares the torch model changed it."""
@@ -210,13 +204,6 @@ class TextModel:
         return 0 if found is None else int(found)
 
 
-def _tokens_of(tokenizer: PreTrainedTokenizerBase, text: str, chat: bool) -> list[int]:
-    if chat:
-        messages = [{"role": "user", "content": text}]
-        text = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
-    return list(tokenizer(text, add_special_tokens=not chat, verbose=False)["input_ids"])
-
-
 def _generation_config(source: ModelSource) -> Any:
     from transformers import GenerationConfig
 
@@ -228,52 +215,27 @@ def _generation_config(source: ModelSource) -> Any:
 GENERATION_CONFIG = "generation_config.json"
 
 
-def load(recipe: Recipe, device: torch.device | None = None) -> TextModel:
+def load(recipe: Recipe, device: torch.device | None = None, reading: Reading | None = None) -> TextModel:
     """The model of a recipe with its weights and options, and its tokenizer where there is one.
+
+    Args:
+        recipe: which model, and how.
+        device: where to; the CPU by default.
+        reading: the recipe's, where it is there already.
 
     Raises:
         UsageError: for a model that cannot be found.
         RecipeError: for an option that no model can be built with yet.
         EnvironmentUnavailableError: for weights that cannot be read.
     """
-    refuse_unavailable(recipe, "profile")
-    source = source_of(recipe)
+    reading = Reading.of(recipe) if reading is None else reading
+    source = reading.source
     recipe = as_saved(recipe, source)
     model: Any = load_model(source, recipe, device)
-    return TextModel(recipe, source, model, load_tokenizer(source), model.config._attn_implementation)
+    return TextModel(recipe, source, model, reading.tokenizer, model.config._attn_implementation)
 
 
 def load_model(source: ModelSource, recipe: Recipe, device: torch.device | None = None) -> torch.nn.Module:
     """The torch model of a recipe, its weights and options in it, set to inference."""
     torch.manual_seed(recipe.workload.seed)
     return build(source, recipe, device).eval()
-
-
-def has_tokenizer(source: ModelSource) -> bool:
-    """Whether a tokenizer lies beside the model."""
-    folder = source.folder
-    return source.gguf_file is not None or (
-        folder is not None and any((folder / name).is_file() for name in _TOKENIZER_FILES)
-    )
-
-
-def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase | None:
-    """The tokenizer that lies beside a model's weights; ``None`` where there is none.
-
-    Raises:
-        EnvironmentUnavailableError: for a tokenizer that cannot be read.
-    """
-    from transformers import AutoTokenizer
-
-    if not has_tokenizer(source):
-        return None
-    location = {"pretrained_model_name_or_path": str(source.folder)}
-    if source.gguf_file is not None:
-        location["gguf_file"] = source.gguf_file.name
-    try:
-        return AutoTokenizer.from_pretrained(**location, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        raise EnvironmentUnavailableError(
-            f"the tokenizer of {source.name} cannot be read ({str(error).splitlines()[0]}): "
-            "fetch the model again"
-        ) from error
