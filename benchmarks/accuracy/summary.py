@@ -72,7 +72,7 @@ def summary(rows: Sequence[Row]) -> Iterator[str]:
 def distances(rows: Sequence[Row]) -> Iterator[str]:
     """The table of the cells whose peak the trace gives as one figure."""
     yield (
-        "| model | task | cells | trace off: median B | 95th | worst | worst % "
+        "| sweep | task | cells | trace off: median B | 95th | worst | worst % "
         "| formula off: median % | 95th | worst |"
     )
     yield "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|"
@@ -85,7 +85,8 @@ def distances(rows: Sequence[Row]) -> Iterator[str]:
     groups.append(("**all drawn**", drawn))
     for title, group in groups:
         for task in TASKS:
-            yield line(title, task, [row for row in group if row["task"] == task])
+            if of_task := [row for row in group if row["task"] == task]:
+                yield line(title, task, of_task)
 
 
 def bounds(rows: Sequence[Row]) -> Iterator[str]:
