@@ -56,6 +56,7 @@ _COLUMNS = (
     _Column("measured", 8, _measured),
     _Column("trace -\nmeasured", 9, lambda row: render_bytes(row["trace_residual_bytes"], signed=True)),
     _Column("tokens/s", 8, _speed),
+    _Column("perplex-\nity", 8, lambda row: "" if row["perplexity"] is None else f"{row['perplexity']:,.5g}"),
     _Column("memory\nvs base", 7, lambda row: _ratio(row["memory_ratio"])),
     _Column("speed\nvs base", 7, lambda row: _ratio(row["speed_ratio"])),
 )

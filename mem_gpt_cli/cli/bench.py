@@ -77,7 +77,7 @@ def _lenses(names: str) -> tuple[Lens, ...]:
 
 def _run(plan: Plan, rows: list[Row]) -> None:
     """Run the sweep; ``rows`` grows as it goes, so that an interrupt leaves what was measured."""
-    with _progress(plan.cells) as (watcher, done):
+    with _progress(plan) as (watcher, done):
         for row in run_sweep(plan, watcher):
             rows.append(row)
             done(row)
@@ -117,10 +117,10 @@ def _judge(rows: Sequence[Row]) -> None:
 
 
 @contextmanager
-def _progress(cells: Sequence[Cell]) -> Iterator[tuple[Watcher, Any]]:
+def _progress(plan: Plan) -> Iterator[tuple[Watcher, Any]]:
     """A bar on stderr and a line for each finished cell; the lines alone where stderr is no terminal."""
     with console.progress() as bar:
-        task = bar.add_task("", total=len(cells))
+        task = bar.add_task("", total=len(plan.cells))
 
         class Following:
             key: str | None = None
@@ -136,8 +136,10 @@ def _progress(cells: Sequence[Cell]) -> Iterator[tuple[Watcher, Any]]:
             bar.advance(task)
             number = int(bar.tasks[task].completed)
             seconds = f" in {row['cell_s']:.1f} s" if row["cell_s"] else ""
+            if following.key != row["key"]:  # it was never begun
+                seconds = f", from {plan.csv}"
             bar.console.print(
-                f"[{number}/{len(cells)}] {row['key']}: {row['status']}{seconds}",
+                f"[{number}/{len(plan.cells)}] {row['key']}: {row['status']}{seconds}",
                 markup=False,
                 soft_wrap=True,
             )

@@ -25,8 +25,9 @@ def people() -> Console:
 
 
 def warn(message: str) -> None:
-    """Print one warning to stderr."""
-    people().print(f"[yellow]warning:[/] {_escaped(message)}", highlight=False, soft_wrap=True)
+    """Print one warning to stderr: wrapped at words to a terminal's width, one line where there is none."""
+    out = people()
+    out.print(f"[yellow]warning:[/] {_escaped(message)}", highlight=False, soft_wrap=not out.is_terminal)
 
 
 def progress() -> Progress:

@@ -50,7 +50,9 @@ def _name(slot: tuple[str, str], architecture: Architecture, recipe: Recipe) -> 
     training = recipe.task == "training"
     lengths = recipe.lengths
     width = "fp32" if training else recipe.model.dtype
-    scheme = recipe.quantization.scheme
+    section = recipe.quantization
+    unlike = {part.scheme for part in section.overrides.values()} - {None, section.scheme}
+    scheme = "mixed widths" if unlike else section.scheme
     names = {
         "weights": f"the weights in {recipe.model.dtype if scheme == 'none' else scheme}",
         "logits": f"{architecture.vocab:,}-wide logits in {width}",

@@ -27,7 +27,7 @@ def caveats(recipe: Recipe, source: ModelSource, architecture: Architecture) -> 
         *_pages(recipe),
         *_experts(architecture),
         *_loading(architecture),
-        *_quantization(recipe, architecture),
+        *_quantization(recipe, source),
         *_device(recipe),
         *source.notes,
     )
@@ -112,14 +112,12 @@ def _loading(architecture: Architecture) -> Iterator[str]:
         )
 
 
-def _quantization(recipe: Recipe, architecture: Architecture) -> Iterator[str]:
-    kept = quantization_cost.kept_in_full(architecture, plan_of(recipe))
-    if kept:
-        names = ", ".join(name.removesuffix(".weight") for name in kept[:3])
-        yield f"quantization leaves {names}, norms and biases in {recipe.model.dtype}"
-    if kept and recipe.workload.autocast != "none":
+def _quantization(recipe: Recipe, source: ModelSource) -> Iterator[str]:
+    yield from quantization_cost.kept_note(source, recipe)
+    quantizes = plan_of(recipe).quantizes
+    if quantizes and recipe.workload.autocast != "none":
         yield "the formula leaves out what autocast casts around quantized matrices; add --trace for it"
-    elif kept and recipe.device.type == "cpu" and recipe.model.dtype != "fp32":
+    elif quantizes and recipe.device.type == "cpu" and recipe.model.dtype != "fp32":
         yield (
             f"products in {recipe.model.dtype} take buffers on a CPU that depend on the processor; the "
             "formula leaves them out, add --trace to ask for them"

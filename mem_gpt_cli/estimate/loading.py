@@ -14,7 +14,7 @@ from mem_gpt_cli.model.architecture import Architecture
 from mem_gpt_cli.quantization import cost
 from mem_gpt_cli.quantization.placement import Placed, refuse_unmatched, transposed
 from mem_gpt_cli.quantization.plan import plan_of
-from mem_gpt_cli.quantization.quantizing import buffers
+from mem_gpt_cli.quantization.quantizing import buffers, stored_already
 from mem_gpt_cli.recipe.schema import Recipe
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ class Turns:
 
     def take(self, one: Placed) -> Sequence[Storage]:
         """A matrix has its memory; its codes as well, unless a head shares it, whose turn comes last."""
-        full = [_held(self.ledger, one.tensor.numel * self.item)]
+        full = [self._workspace(one.tensor.numel * self.item, "empty")]
         if one.tensor.kind == "embedding" and self.architecture.tied_embeddings:
             self._tied.append((one, full))
             return []
@@ -87,15 +87,31 @@ class Turns:
         assert one.method is not None
         self.ledger.module = one.module
         if transposed(self.architecture, one.tensor):
-            full.append(_held(self.ledger, one.tensor.numel * self.item))
+            full.append(self._workspace(one.tensor.numel * self.item, "clone"))
             del full[0]
         dtype, device = self.recipe.model.dtype, self.recipe.device.type
         taken = buffers(one.method, one.rows, one.columns, dtype, device)
-        scratch = [
-            Storage(self.ledger, KERNEL_BUFFERS, nbytes, one.method.scheme) for nbytes in taken if nbytes
-        ]
+        kept = stored_already(one.method, one.rows, one.columns, dtype, device)
+        if device == "cpu":  # on a card each buffer is a block of its own, on a CPU their sum is what counts
+            scratch = [
+                _held(self.ledger, sum(kept)),
+                self._workspace(sum(taken) - sum(kept), one.method.scheme),
+            ]
+        else:
+            left = list(kept)
+            scratch = []
+            for nbytes in filter(None, taken):
+                if nbytes in left:
+                    left.remove(nbytes)
+                    scratch.append(_held(self.ledger, nbytes))
+                else:
+                    scratch.append(self._workspace(nbytes, one.method.scheme))
         scratch.clear()
         return [_held(self.ledger, nbytes) for nbytes in cost.stored_parts(one, self.item)]
+
+    def _workspace(self, nbytes: int, operation: str) -> Storage:
+        """A matrix in full is there to be quantized; it is none of the model's weights."""
+        return Storage(self.ledger, KERNEL_BUFFERS, nbytes, operation)
 
 
 def _held(ledger: Ledger, nbytes: int) -> Storage:

@@ -3,8 +3,8 @@
 Sources: bitsandbytes 0.50 ``autograd/_functions.py`` (``matmul_4bit``, ``MatMul8bitLt``) and its kernels in
 ``backends/{default,cpu,cuda}/ops.py``; torchao 0.18 ``Int8Tensor``, ``IntxUnpackedToInt8Tensor``,
 ``Int4OpaqueTensor`` and ``dequantize_affine``; our own in ``quantization/native.py``.
-Sizes are in elements, widths (``item``) in bytes. What a kernel has inside itself is a kernel's buffer; what
-Python code makes on the way counts as what is computed there.
+Sizes are in elements, widths (``item``) in bytes. All that is made on the way to a result, the matrix
+written out above all, is workspace (``ledger.Ledger`` labels it so too); the result is what it is for.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Product(NamedTuple):
         return self.inputs * self.outputs
 
     def buffer(self, numel: int, item: int, operation: str) -> Tensor:
-        """Something that a kernel takes for itself."""
+        """Something that is made on the way."""
         return self.tape.new(numel, item, operation, KERNEL_BUFFERS)
 
     def multiplied(self, *, adds: bool = True) -> None:
@@ -47,9 +47,9 @@ class Product(NamedTuple):
         if self.tape.cuda:
             self.tape.cuda.multiplies(self.tape, biased=self.biased and adds)
 
-    def result(self, outputs: int = 0) -> Tensor:
-        """The product, or that of some of the matrix's rows."""
-        return self.tape.new(self.rows * (outputs or self.outputs), self.x.item, "mm", self.slot)
+    def result(self) -> Tensor:
+        """The product."""
+        return self.tape.new(self.rows * self.outputs, self.x.item, "mm", self.slot)
 
 
 def product(
@@ -75,10 +75,16 @@ def lookup(tape: Tape, table: Parameter, tokens: int, width: int) -> Tensor:
     method = table.method
     assert method is not None
     padded, groups = native_layout(method, width)
-    codes = tape.new(tokens * padded // (2 if method.scheme == "int4" else 1), INT8, "embedding")
-    scales = tape.new(tokens * groups, table.item, "embedding")
-    zeros = tape.new(tokens * groups, INT8, "embedding") if method.mapping == "asymmetric" else None
-    out = _unpacked(tape, method, tokens, width, table.item)
+    codes = tape.new(
+        tokens * padded // (2 if method.scheme == "int4" else 1), INT8, "embedding", KERNEL_BUFFERS
+    )
+    scales = tape.new(tokens * groups, table.item, "embedding", KERNEL_BUFFERS)
+    zeros = (
+        tape.new(tokens * groups, INT8, "embedding", KERNEL_BUFFERS)
+        if method.mapping == "asymmetric"
+        else None
+    )
+    out = _unpacked(tape, method, tokens, width, table.item, None if padded == width else KERNEL_BUFFERS)
     if padded != width:
         out = tape.new(tokens * width, table.item, "clone")
     del codes, scales, zeros
@@ -115,12 +121,13 @@ def _eight_bit(run: Product) -> Tensor:
     if not multiplies_integers():
         wide = [run.buffer(numel, FP32, operation) for numel in (run.x.numel, run.weights, result)]
         del wide[:2]
-    integers = run.buffer(result, FP32, operation)
+    slot = run.slot if run.x.item == FP32 else KERNEL_BUFFERS  # the operator's result is there all along
+    integers = run.tape.new(result, FP32, operation, slot)
     wide.clear()
     scales, scaled = run.buffer(result, FP32, operation), run.buffer(result, FP32, operation)
     run.tape.scratch(result * FP32, operation)
     del scales
-    out = run.tape.new(result, FP32, operation, run.slot)
+    out = run.tape.new(result, FP32, operation, slot)
     del scaled
     if run.x.item != FP32:
         out = run.result()
@@ -131,18 +138,18 @@ def _eight_bit(run: Product) -> Tensor:
 def _rounded(run: Product) -> tuple[Tensor, Tensor]:
     """``int8_vectorwise_quant`` in torch's own operators, of an input in fp16 (others are copied first)."""
     tape, size, operation = run.tape, run.x.numel, "int8_vectorwise_quant"
-    half = None if tape.dtype == "fp16" else tape.new(size, FP16, "_to_copy")
+    half = None if tape.dtype == "fp16" else run.buffer(size, FP16, "_to_copy")
     magnitudes = run.buffer(size, FP16, operation)
     largest, where = run.buffer(run.rows, FP16, operation), run.buffer(run.rows, INT64, operation)
     del magnitudes, where
-    statistics = tape.new(run.rows, FP32, operation)
+    statistics = run.buffer(run.rows, FP32, operation)
     del largest
     factors, scaled = run.buffer(run.rows, FP32, operation), run.buffer(size, FP32, operation)
     tape.scratch(size * FP32, operation)
     del factors
     rounded = run.buffer(size, FP32, operation)
     del scaled
-    codes = tape.new(size, INT8, operation)
+    codes = run.buffer(size, INT8, operation)
     del half, rounded
     return codes, statistics
 
@@ -153,9 +160,9 @@ def _eight_bit_on_cuda(run: Product) -> Tensor:
     cuBLASLt does not take inputs that 4 does not divide: those are multiplied as fp32 copies.
     """
     tape, result = run.tape, run.rows * run.outputs
-    half = None if tape.dtype == "fp16" else tape.new(run.x.numel, FP16, "_to_copy")
-    statistics = tape.new(run.rows, FP32, "int8_vectorwise_quant")
-    codes = tape.new(run.x.numel, INT8, "int8_vectorwise_quant")
+    half = None if tape.dtype == "fp16" else run.buffer(run.x.numel, FP16, "_to_copy")
+    statistics = run.buffer(run.rows, FP32, "int8_vectorwise_quant")
+    codes = run.buffer(run.x.numel, INT8, "int8_vectorwise_quant")
     del half
     integers = run.buffer(result, FP32, "int8_scaled_mm")
     if run.inputs % 4:
@@ -165,7 +172,8 @@ def _eight_bit_on_cuda(run: Product) -> Tensor:
         wide.clear()
         tape.scratch(result * FP32, "int8_scaled_mm")
         del product
-    out = tape.new(result, FP16, "int8_scaled_mm", run.slot)
+    slot = run.slot if tape.dtype == "fp16" else KERNEL_BUFFERS
+    out = tape.new(result, FP16, "int8_scaled_mm", slot)
     if tape.dtype != "fp16":
         out = run.result()
     del integers, codes, statistics
@@ -174,11 +182,11 @@ def _eight_bit_on_cuda(run: Product) -> Tensor:
 
 def _by_rows(run: Product) -> Tensor:
     """The codes in the input's dtype, one product, and the scales times its columns; the bias in place."""
-    full = run.tape.new(run.weights, run.x.item, "_to_copy")
-    unscaled = run.result()
+    full = run.buffer(run.weights, run.x.item, "_to_copy")
+    unscaled = run.buffer(run.rows * run.outputs, run.x.item, "mm")
     run.multiplied(adds=False)
     del full
-    scales = run.tape.new(run.outputs, run.x.item, "_to_copy") if run.x.item != FP32 else None
+    scales = run.buffer(run.outputs, run.x.item, "_to_copy") if run.x.item != FP32 else None
     out = run.result()
     del unscaled, scales
     return out
@@ -207,27 +215,35 @@ def _native(run: Product) -> Tensor:
     for first in range(0, run.outputs, step):
         rows = min(step, run.outputs - first)
         full = _unpacked(tape, run.method, rows, run.inputs, item)
-        part = run.result(rows)
+        part = run.buffer(run.rows * rows, run.x.item, "mm")
         run.multiplied()
         del full, part
     return out
 
 
-def _unpacked(tape: Tape, method: Method, rows: int, columns: int, item: int) -> Tensor:
+def _unpacked(
+    tape: Tape, method: Method, rows: int, columns: int, item: int, slot: int | None = KERNEL_BUFFERS
+) -> Tensor:
     """``packing.unpack``: two codes a byte are taken apart, then ``_values``."""
     padded, groups = native_layout(method, columns)
-    codes = tape.new(rows * padded, INT8, "bitwise_and") if method.scheme == "int4" else None
-    values = _values(tape, rows * padded, rows * groups, item, zeros=method.mapping == "asymmetric")
+    codes = tape.new(rows * padded, INT8, "bitwise_and", KERNEL_BUFFERS) if method.scheme == "int4" else None
+    asymmetric = method.mapping == "asymmetric"
+    values = _values(tape, rows * padded, rows * groups, item, zeros=asymmetric, slot=slot)
     del codes
     return values
 
 
-def _values(tape: Tape, numel: int, groups: int, item: int, *, zeros: bool) -> Tensor:
-    """``dequantize_affine``: the codes in the dtype, less their zero points, times their scales."""
-    values = [tape.new(numel, item, "_to_copy")]
+def _values(
+    tape: Tape, numel: int, groups: int, item: int, *, zeros: bool, slot: int | None = KERNEL_BUFFERS
+) -> Tensor:
+    """``dequantize_affine``: the codes in the dtype, less their zero points, times their scales.
+
+    ``slot`` is what the values are booked under; all before them is workspace.
+    """
+    values = [tape.new(numel, item, "_to_copy", KERNEL_BUFFERS)]
     if zeros:
-        points = tape.new(groups, item, "_to_copy")
-        values = [tape.new(numel, item, "sub")]
+        points = tape.new(groups, item, "_to_copy", KERNEL_BUFFERS)
+        values = [tape.new(numel, item, "sub", KERNEL_BUFFERS)]
         del points
-    values.append(tape.new(numel, item, "mul"))
+    values.append(tape.new(numel, item, "mul", slot))
     return values.pop()

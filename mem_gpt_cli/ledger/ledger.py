@@ -67,6 +67,7 @@ class Ledger(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self.log = EventLog()
         self.modules = ModulePath()
+        self.modules.on_product = self._product
         self._logits_width = logits_width
         self._kernel_buffers = kernel_buffers
         self._on_birth = on_birth
@@ -200,7 +201,17 @@ class Ledger(TorchDispatchMode):
         self._numbers[key] = number
         self._watches[key] = weakref.ref(storage, lambda _: self._free(key))
 
+    def _product(self, result: Any) -> None:
+        """What a quantized layer returns is no workspace, unlike all that it made on the way."""
+        if isinstance(result, torch.Tensor) and not self._paused:
+            for leaf in _plain(result):
+                number = self._numbers.get(leaf.untyped_storage()._cdata)
+                if number is not None and self.log.storage_component[number] == "workspace":
+                    self.log.storage_component[number] = self._born_as(leaf)
+
     def _born_as(self, tensor: torch.Tensor) -> str | None:
+        if self.modules.in_product:
+            return "workspace"
         wide = self._logits_width is not None and tensor.dim() > 1 and tensor.shape[-1] == self._logits_width
         # Scores over as many keys as there are words are as wide, but they are made inside a block.
         return "logits" if wide and not _IN_A_BLOCK.search(self.modules.current()) else None

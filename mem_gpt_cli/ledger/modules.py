@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,6 +12,8 @@ from torch.nn.modules.module import (
     register_module_forward_pre_hook,
 )
 from torch.utils.hooks import RemovableHandle
+
+from mem_gpt_cli.quantization.layer import QuantizedLayer
 
 
 class ModulePath:
@@ -27,10 +29,14 @@ class ModulePath:
         self._stack: list[str] = []
         self._forward: dict[int, str] = {}
         self._handles: list[RemovableHandle] = []
+        self._quantized: set[int] = set()
+        self._products: list[bool] = []
+        self.on_product: Callable[[Any], None] = lambda _: None
 
     def name(self, model: torch.nn.Module) -> None:
         """Learn the paths of a model's modules."""
         self._paths = {id(module): path for path, module in model.named_modules()}
+        self._quantized = {id(module) for module in model.modules() if isinstance(module, QuantizedLayer)}
 
     def attach(self) -> None:
         """Begin to watch every module call of the process."""
@@ -45,6 +51,12 @@ class ModulePath:
             handle.remove()
         self._handles = []
         self._stack.clear()
+        self._products.clear()
+
+    @property
+    def in_product(self) -> bool:
+        """Whether a quantized layer runs: what is made in its forward, but for its result, is workspace."""
+        return bool(self._products) and self._products[-1]
 
     def current(self) -> str:
         """The path now; empty outside the model."""
@@ -68,7 +80,10 @@ class ModulePath:
     def _push(self, module: torch.nn.Module, _: Any) -> None:
         path = self._paths.get(id(module))
         self._stack.append(path if path is not None else (self._stack[-1] if self._stack else ""))
+        self._products.append(id(module) in self._quantized)
 
-    def _pop(self, *_: Any) -> None:
+    def _pop(self, _: torch.nn.Module, __: Any, result: Any) -> None:
         if self._stack:
             self._stack.pop()
+        if self._products and self._products.pop():
+            self.on_product(result)

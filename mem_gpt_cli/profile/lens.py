@@ -24,6 +24,7 @@ from mem_gpt_cli.profile.progress import Progress, Ticker
 from mem_gpt_cli.profile.run import Job
 from mem_gpt_cli.profile.speed import CleanRun, clean_run
 from mem_gpt_cli.quality import measure as quality
+from mem_gpt_cli.quantization.cost import kept_note
 from mem_gpt_cli.quantization.modules import parameter_count
 from mem_gpt_cli.quantization.saved import as_saved
 from mem_gpt_cli.recipe import as_run, refuse_unavailable
@@ -98,7 +99,7 @@ def prepare(recipe: Recipe) -> Job:
         vocabulary(meta),
         logits_width(meta),
         summarise(source, meta, parameter_count(meta)),
-        notes=(*source.notes, *attention_note(meta, recipe)),
+        notes=(*source.notes, *attention_note(meta, recipe), *kept_note(source, recipe)),
     )
 
 

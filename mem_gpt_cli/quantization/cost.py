@@ -8,15 +8,24 @@ arXiv:2305.14314. A test holds every figure against the tensors that the layers 
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+from mem_gpt_cli.errors import UnsupportedError
 from mem_gpt_cli.model.architecture import Architecture
 from mem_gpt_cli.quantization.placement import Placed, placed
-from mem_gpt_cli.quantization.plan import Method, Plan
+from mem_gpt_cli.quantization.plan import Method, Plan, plan_of
+from mem_gpt_cli.recipe.schema import Recipe
+
+if TYPE_CHECKING:
+    from mem_gpt_cli.model import ModelSource
 
 FP32 = 4
 INT8 = 1
 SECOND_BLOCK = 256
 CODE_4BIT = 16
 CODE_8BIT = 256
+NAMED = 4
+"""So many of the matrices left in full are named in a note."""
 WEIGHTS_AT_ONCE = 2**22
 """Weights that our own products write out at once (``native.WEIGHTS_AT_ONCE``)."""
 
@@ -100,11 +109,34 @@ def weight_bytes(architecture: Architecture, plan: Plan, item: int, *, rounding:
 def kept_in_full(architecture: Architecture, plan: Plan) -> tuple[str, ...]:
     """The matrices and tables that a quantized model holds in its own dtype, largest first.
 
-    A name with ``*`` stands for those layers that have it in full.
+    A name with ``*`` stands for every layer that has it, and one that ends in ``.*`` (``transformer.h.0.*``)
+    for all matrices of a layer of which others are quantized elsewhere.
     """
     left: dict[str, int] = {}
     if plan.quantizes:
-        for one in placed(architecture, plan):
-            if one.method is None and one.tensor.kind in ("embedding", "linear"):
-                left[one.tensor.name] = left.get(one.tensor.name, 0) + one.tensor.numel
+        matrices = [one for one in placed(architecture, plan) if one.tensor.kind in ("embedding", "linear")]
+        differing = {one.tensor.name for one in matrices if one.method is not None}
+        mixed = {one.layer for one in matrices if one.method is not None and one.layer is not None}
+        for one in matrices:
+            if one.method is None:
+                name = one.tensor.name if one.tensor.name not in differing else one.path
+                if one.layer is not None and one.layer not in mixed and name == one.path:
+                    name = f"{one.tensor.name.partition('*')[0]}{one.layer}.*"
+                left[name] = left.get(name, 0) + one.tensor.numel
     return tuple(sorted(left, key=lambda name: -left[name]))
+
+
+def kept_note(source: ModelSource, recipe: Recipe) -> tuple[str, ...]:
+    """One sentence on what quantization leaves in full; every lens says it."""
+    plan = plan_of(recipe)
+    if not plan.quantizes:
+        return ()
+    try:
+        architecture = source.architecture
+    except UnsupportedError:  # trace and profile run models whose tensors are on no list
+        return ()
+    kept = [name.removesuffix(".weight") for name in kept_in_full(architecture, plan)]
+    if not kept:
+        return ()
+    more = f" and {len(kept) - NAMED} others" if len(kept) > NAMED else ""
+    return (f"quantization leaves {', '.join(kept[:NAMED])}{more}, norms and biases in {recipe.model.dtype}",)

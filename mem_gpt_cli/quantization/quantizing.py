@@ -37,6 +37,18 @@ def buffers(method: Method, rows: int, columns: int, dtype: str, device: str) ->
     return _four_bit(method, weights, dtype)
 
 
+def stored_already(method: Method, rows: int, columns: int, dtype: str, device: str) -> Sequence[int]:
+    """What there is among the ``buffers`` of what will be stored, in bytes each; the others are let go."""
+    parts = matrix_parts(method, rows, columns, FP32 if dtype == "fp32" else FP16)
+    if method.backend == "bitsandbytes":
+        if device == "cuda" or method.scheme == "int8":
+            return parts
+        return parts[:1] if method.double_quant else parts[:2]
+    if method.backend == "torchao":
+        return parts[1:] if method.scheme == "int8" else ()
+    return parts if rows_at_once(method, columns) < rows else parts[1:]
+
+
 def _by_kernel(method: Method, parts: Sequence[int], weights: int, dtype: str) -> Sequence[int]:
     """bitsandbytes' CUDA kernels read the matrix as it is, int8's in fp16; maxima are centred in a copy."""
     if method.scheme == "int8":

@@ -145,7 +145,7 @@ def unknown_key(path: KeyPath, tree: Node) -> RecipeError:
     elif elsewhere:
         hint = f", did you mean {' or '.join(elsewhere)}?"
     elif near:
-        hint = f", did you mean {'.'.join((*around, near))}?"
+        hint = f", did you mean {dotted((*path[:-1], near))}?"
     else:
         # At the top level nobody has chosen a section yet; inside one, a key merely alike elsewhere misleads.
         by_name = {leaf[-1]: ".".join(leaf) for leaf in reversed(leaves()) if len(leaf) > 1}

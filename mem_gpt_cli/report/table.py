@@ -185,6 +185,8 @@ def _difference(counts: Sequence[int | None]) -> Text:
 
 
 def _percent(percent: float) -> str:
+    if abs(percent) > 999:
+        return f"{'>' if percent > 0 else '<-'}999%"
     if abs(percent) < 0.005:
         return "<0.01%"
     return f"{percent:+.2f}%" if abs(percent) < 10 else f"{percent:+.0f}%"
@@ -248,7 +250,11 @@ def _lengths(report: MemoryReport) -> str:
 
 
 def _precision(report: MemoryReport) -> str:
-    scheme = report.recipe.get("quantization", {}).get("scheme", "none")
+    quantization = report.recipe.get("quantization", {})
+    scheme = quantization.get("scheme", "none")
+    parts = (quantization.get("overrides") or {}).values()
+    if any((part.get("scheme") or scheme) != scheme for part in parts):
+        scheme = "mixed" if scheme == "none" else f"{scheme} (mixed)"
     autocast = report.recipe.get("workload", {}).get("autocast", "none")
     dtype = report.recipe.get("model", {}).get("dtype", "")
     held = scheme if scheme != "none" else dtype
@@ -269,12 +275,26 @@ def _place(phase: Phase) -> str:
 def _speed(report: MemoryReport) -> str:
     speed = report.speed or Speed()
     figures = {
-        "{:.4g} ms to the first token": speed.ttft_ms,
-        "{:.4g} ms for each further one": speed.decode_ms_per_token,
-        "{:.4g} s a step": speed.step_s,
-        "{:.4g} tokens/s": speed.tokens_per_s,
+        "{} to the first token": _milliseconds(speed.ttft_ms),
+        "{} for each further one": _milliseconds(speed.decode_ms_per_token),
+        "{} s a step": _plain(speed.step_s),
+        "{} tokens/s": _plain(speed.tokens_per_s),
     }
-    return _known(figures)
+    return ", ".join(text.format(figure) for text, figure in figures.items() if figure)
+
+
+def _milliseconds(duration: float | None) -> str:
+    """Seconds from 10,000 ms on."""
+    if duration is None:
+        return ""
+    return f"{_plain(duration)} ms" if duration < 10_000 else f"{_plain(duration / 1e3)} s"
+
+
+def _plain(figure: float | None) -> str:
+    """Four digits, and never a power of ten beside them."""
+    if figure is None:
+        return ""
+    return f"{figure:,.0f}" if figure >= 1_000 else f"{figure:.4g}"
 
 
 def _board(report: MemoryReport) -> str:

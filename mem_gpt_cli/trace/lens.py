@@ -14,6 +14,7 @@ from mem_gpt_cli.devices.card import Card, card_of, summary_of
 from mem_gpt_cli.devices.verdict import Verdict, verdict_on
 from mem_gpt_cli.ledger.timeline import run_title, timeline_of
 from mem_gpt_cli.model.facts import summarise
+from mem_gpt_cli.quantization.cost import kept_note
 from mem_gpt_cli.quantization.modules import parameter_count
 from mem_gpt_cli.quantization.saved import as_saved
 from mem_gpt_cli.recipe import as_run, refuse_unavailable
@@ -63,7 +64,7 @@ def trace(
         whole = build_on_meta(source, recipe)
         plan = None if full_depth or card else plan_depth(whole, recipe.task)
         dry = DryRunner(source, recipe, full_depth=full_depth, card=card).run(plan)
-    dry.warnings.extend((*source.notes, *attention_note(whole, recipe)))
+    dry.warnings.extend((*source.notes, *attention_note(whole, recipe), *kept_note(source, recipe)))
     dry.details["attention_kernels"] = kernels_that_ran(
         (place.operator for place in dry.places), implementation(recipe)
     )
