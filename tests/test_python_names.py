@@ -132,6 +132,8 @@ def test_text_of_random_weights_needs_a_tokenizer_all_the_same() -> None:
         (lambda m: m.generate(PROMPT, top_k=3), RecipeError, "changes nothing at temperature 0"),
         (lambda m: m.generate(PROMPT, new_tokens=0), UsageError, "must be greater than 0"),
         (lambda m: m.generate(["a", "b"]), UsageError, r"not list: for several, take complete\(read"),
+        (lambda m: m.read("a"), UsageError, "takes a list of texts"),
+        (lambda m: m.read([3]), UsageError, "takes a list of texts"),
         (lambda m: m.generate(3), UsageError, "one text, not int"),
         (
             lambda m: m.with_options(attention={"backend": "egar"}),

@@ -56,6 +56,8 @@ class Reading:
 
     def read(self, texts: Sequence[str], *, chat: bool = False, first: int = 0) -> list[Prompt]:
         """Prompts of texts; see ``TextModel.read``."""
+        if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+            raise UsageError("read takes a list of texts: write read([text])")
         tokenizer = self.needed()
         if chat and not tokenizer.chat_template:
             raise UsageError(f"the tokenizer of {self.source.name} has no chat template: leave --chat out")
