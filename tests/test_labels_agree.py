@@ -76,7 +76,7 @@ def test_a_model_of_several_widths_is_called_mixed() -> None:
 def test_figures_are_plain() -> None:
     report: MemoryReport = estimate(recipe_of("{scheme: nf4}"))
     object.__setattr__(report, "speed", Speed(ttft_ms=24_050.0, decode_ms_per_token=9_000.0))
-    assert _speed(report) == "24.05 s to the first token, 9,000 ms for each further one"
+    assert _speed(report) == "24.05 s to the first token, 9000 ms for each further one"
     assert _percent(12_345.0) == ">999%"
     assert _percent(50.0) == "+50%"
 

@@ -13,8 +13,6 @@ from torch.nn.modules.module import (
 )
 from torch.utils.hooks import RemovableHandle
 
-from mem_gpt_cli.quantization.layer import QuantizedLayer
-
 
 class ModulePath:
     """The path of the innermost module that runs.
@@ -36,7 +34,9 @@ class ModulePath:
     def name(self, model: torch.nn.Module) -> None:
         """Learn the paths of a model's modules."""
         self._paths = {id(module): path for path, module in model.named_modules()}
-        self._quantized = {id(module) for module in model.modules() if isinstance(module, QuantizedLayer)}
+        self._quantized = {
+            id(module) for module in model.modules() if getattr(module, "writes_out_its_matrix", False)
+        }
 
     def attach(self) -> None:
         """Begin to watch every module call of the process."""

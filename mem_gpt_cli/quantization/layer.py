@@ -20,6 +20,7 @@ class QuantizedLayer(ABC):
     """
 
     method: Method
+    writes_out_its_matrix = True  # what the ledger knows it by: what it makes on the way is workspace
     replaced: torch.nn.Module | None = None
     filled_at: torch.nn.Module | None = None
 

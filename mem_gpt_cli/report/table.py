@@ -294,7 +294,7 @@ def _plain(figure: float | None) -> str:
     """Four digits, and never a power of ten beside them."""
     if figure is None:
         return ""
-    return f"{figure:,.0f}" if figure >= 1_000 else f"{figure:.4g}"
+    return f"{figure:,.0f}" if figure >= 10_000 else f"{figure:.4g}"
 
 
 def _board(report: MemoryReport) -> str:
