@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import get_args
 
 import pytest
@@ -20,16 +19,18 @@ OFFERED: dict[str, dict[str, str]] = {
         "none": "etp", "dynamic": "etp", "static": "etp", "quantized": "etp", "offloaded": "etp",
         "sliding": "etp", "paged": "etp",
     },
-    "checkpointing.policy": {"none": "etp", "full": "etp", "every_n": "", "selective": "", "offload": ""},
-    "adapters.kind": {"none": "etp", "lora": "", "qlora": ""},
+    "checkpointing.policy": {
+        "none": "etp", "full": "etp", "every_n": "etp", "selective": "etp", "offload": "etp",
+    },
+    "adapters.kind": {"none": "etp", "lora": "etp", "qlora": "etp"},
     "quantization.scheme": {"none": "etp", "int8": "etp", "nf4": "etp", "int4": "etp", "fp4": "etp"},
     "quantization.backend": {"auto": "etp", "bitsandbytes": "etp", "torchao": "etp", "native": "etp"},
     "optimizer.name": {
-        "adamw": "etp", "adamw_8bit": "", "paged_adamw_8bit": "", "lion_8bit": "", "adafactor": "", "sgd": "",
-        "galore": "",
+        "adamw": "etp", "adamw_8bit": "etp", "paged_adamw_8bit": "etp", "lion_8bit": "etp",
+        "adafactor": "etp", "sgd": "etp", "galore": "etp",
     },
     "optimizer.implementation": {"auto": "etp", "loop": "etp", "foreach": "etp", "fused": "etp"},
-    "loss.kind": {"full": "etp", "chunked": "", "fused": ""},
+    "loss.kind": {"full": "etp", "chunked": "etp", "fused": "etp"},
     "device": {"cpu": "etp", "cuda": "etp", "cuda:1": "etp", "h100": "etp"},
 }  # fmt: skip
 """Each value of an option, and the first letters of the lenses that offer it."""
@@ -75,17 +76,6 @@ def test_each_lens_offers_what_it_says(key: str, value: str, lens: Lens) -> None
     assert caught.value.exit_code == 2
 
 
-def test_the_sentence_names_the_way_out(tmp_path: Path) -> None:
-    path = tmp_path / "r.yaml"
-    path.write_text("task: training\ncheckpointing:\n  policy: selective\n", encoding="utf-8")
-    with pytest.raises(RecipeError) as caught:
-        refuse_unavailable(load_recipe(path), "trace")
-    assert str(caught.value) == (
-        f"{path}:3:11: checkpointing.policy: 'selective' is not offered in this version of memgpt: "
-        "choose full or none"
-    )
-
-
 @pytest.mark.parametrize(
     ("task", "override", "message"),
     [
@@ -94,6 +84,14 @@ def test_the_sentence_names_the_way_out(tmp_path: Path) -> None:
         ("inference", "optimizer.implementation=foreach", "belongs to training"),
         ("inference", "workload.steps=3", "belongs to training"),
         ("inference", "workload.hold_outputs=true", "belongs to training"),
+        ("inference", "workload.accumulate=2", "belongs to training"),
+        ("inference", "loss.kind=chunked", "belongs to training"),
+        ("training", "checkpointing.every=3", "means something for checkpointing.policy: every_n alone"),
+        ("training", "checkpointing.keep=[attention]", "policy: selective alone"),
+        ("training", "adapters.rank=4", "adapters.kind: lora or adapters.kind: qlora alone"),
+        ("training", "optimizer.momentum=0.9", "optimizer.name: sgd alone"),
+        ("training", "optimizer.bits=8", "optimizer.name: galore alone"),
+        ("training", "loss.chunk=64", "loss.kind: chunked alone"),
         ("training", "quantization.scheme=int8", "quantized weights cannot be trained"),
         ("training", "workload.logits=all", "belongs to inference"),
         ("training", "sampling.temperature=0.7", "belongs to inference"),
@@ -136,8 +134,19 @@ def test_a_sweep_is_no_single_recipe() -> None:
 
 
 def test_all_that_is_refused_is_reported_at_once_and_each_key_once() -> None:
-    overrides = ["adapters.kind=lora", "checkpointing.policy=every_n", "loss.kind=chunked"]
+    overrides = ["adapters.rank=4", "checkpointing.policy=every_n", "loss.kind=chunked"]
     with pytest.raises(RecipeErrors) as caught:
         refuse_unavailable(load_recipe(None, overrides=overrides), "profile")
     keys = [error.message.partition(":")[0] for error in caught.value.errors]
-    assert sorted(keys) == ["adapters.kind", "checkpointing.policy", "loss.kind"]
+    assert sorted(keys) == ["adapters.rank", "checkpointing.policy", "loss.kind"]
+
+
+def test_qlora_brings_nf4_and_refuses_full_weights() -> None:
+    assert load_recipe(None, overrides=["adapters.kind=qlora"]).quantization.scheme == "nf4"
+    int8 = load_recipe(None, overrides=["adapters.kind=qlora", "quantization.scheme=int8"])
+    assert int8.quantization.scheme == "int8"
+    with pytest.raises(RecipeError, match=r"quantization\.scheme: none, but qlora is lora over quantized"):
+        load_recipe(None, overrides=["adapters.kind=qlora", "quantization.scheme=none"])
+    lora = load_recipe(None, overrides=["adapters.kind=lora", "quantization.scheme=nf4"])
+    with pytest.raises(RecipeError, match="beside quantized weights is 'qlora'"):
+        refuse_unavailable(lora, "trace")

@@ -179,7 +179,7 @@ def test_validate_says_which_lenses_answer(tmp_path: Path, capsys: pytest.Captur
         "ok   tiny-generate  1 cell, estimate, trace, profile",
     ]
     assert len(captured.err.splitlines()) == 3
-    assert f"{files[2]}:1:14: loss.kind: 'chunked' is not offered in this version of memgpt" in captured.err
+    assert f"{files[2]}:1:14: loss.kind: belongs to training" in captured.err
     assert cli.run(["recipes", "validate", *map(str, shipped())]) == 0
 
 

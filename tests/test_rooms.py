@@ -17,11 +17,11 @@ from mem_gpt_cli.cli.main import SUBCOMMANDS
 PACKAGE = Path(mem_gpt_cli.__file__).parent
 ORDER: tuple[frozenset[str], ...] = (
     frozenset({"cli"}),
-    frozenset({"bench"}),
+    frozenset({"bench", "finetune"}),
     frozenset({"estimate", "trace", "profile", "doctor"}),
     frozenset({"quality"}),
     frozenset({"workload"}),
-    frozenset({"quantization", "attention", "kv_cache", "checkpointing", "adapters", "optimizers"}),
+    frozenset({"quantization", "attention", "kv_cache", "checkpointing", "adapters", "optimizers", "loss"}),
     frozenset({"ledger"}),
     frozenset({"model"}),
     frozenset({"devices"}),

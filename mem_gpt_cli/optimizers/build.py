@@ -10,14 +10,14 @@ from mem_gpt_cli.optimizers.cost import implementation
 from mem_gpt_cli.recipe.schema import Recipe
 
 
-def build_optimizer(recipe: Recipe, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
-    """AdamW in the recipe's implementation; ``auto`` is what torch chooses for the recipe's device.
+def build_optimizer(recipe: Recipe, model: torch.nn.Module) -> torch.optim.Optimizer:
+    """AdamW over what a model trains, in the recipe's implementation; ``auto`` is torch's own choice.
 
     It is said outright, because a dry run for CUDA has its tensors elsewhere.
     """
     chosen = implementation(recipe.optimizer.implementation, recipe.device.type)
     return torch.optim.AdamW(
-        parameters,
+        [parameter for parameter in model.parameters() if parameter.requires_grad],
         lr=recipe.optimizer.lr,
         weight_decay=recipe.optimizer.weight_decay,
         foreach=chosen == "foreach",

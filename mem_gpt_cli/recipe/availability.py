@@ -7,25 +7,27 @@ from collections.abc import Iterable, Iterator
 from mem_gpt_cli.errors import RecipeError
 from mem_gpt_cli.recipe.document import KeyPath, dotted
 from mem_gpt_cli.recipe.problems import combined, position_of
-from mem_gpt_cli.recipe.refusals import Lens, Refusal, attention, kv_cache, quantization, sampling
-from mem_gpt_cli.recipe.schema import Optimizer, Recipe, Sampling, Section
+from mem_gpt_cli.recipe.refusals import Lens, Refusal, attention, kv_cache, quantization, sampling, training
+from mem_gpt_cli.recipe.schema import Checkpointing, Loss, Optimizer, Recipe, Sampling, Section
 
 _EVERYWHERE: dict[str, frozenset[str]] = {
     "quantization.scheme": frozenset({"none", "int8", "int4", "nf4", "fp4"}),
     "attention.backend": frozenset({"sdpa", "eager", "flash", "lsh"}),
     "kv_cache.kind": frozenset({"none", "dynamic", "static", "quantized", "offloaded", "sliding", "paged"}),
-    "checkpointing.policy": frozenset({"none", "full"}),
-    "adapters.kind": frozenset({"none"}),
-    "optimizer.name": frozenset({"adamw"}),
-    "loss.kind": frozenset({"full"}),
+    "checkpointing.policy": frozenset({"none", "full", "every_n", "selective", "offload"}),
+    "adapters.kind": frozenset({"none", "lora", "qlora"}),
+    "optimizer.name": frozenset(
+        {"adamw", "adamw_8bit", "paged_adamw_8bit", "lion_8bit", "adafactor", "sgd", "galore"}
+    ),
+    "loss.kind": frozenset({"full", "chunked", "fused"}),
 }
 """What every lens offers."""
 
 _TRAINING_ONLY: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("checkpointing", ("policy",)),
+    ("checkpointing", tuple(Checkpointing.model_fields)),
     ("optimizer", tuple(Optimizer.model_fields)),
-    ("loss", ("kind",)),
-    ("workload", ("steps", "hold_outputs")),
+    ("loss", tuple(Loss.model_fields)),
+    ("workload", ("steps", "accumulate", "clip_norm", "hold_outputs")),
 )
 """Sections, and the keys of theirs that an inference would ignore."""
 
@@ -58,6 +60,7 @@ def refuse_unavailable(recipe: Recipe, lens: Lens) -> None:
         attention.refusals(recipe, lens),
         kv_cache.refusals(recipe, lens),
         sampling.refusals(recipe, lens),
+        training.refusals(recipe, lens),
     ):
         for path, reason in refusals:
             first.setdefault(path, reason)

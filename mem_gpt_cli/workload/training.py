@@ -2,56 +2,88 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 
 from mem_gpt_cli.attention.backend import attention_kernels
+from mem_gpt_cli.loss.compute import language_modelling_loss
 from mem_gpt_cli.optimizers.build import build_optimizer, state_tensors
 from mem_gpt_cli.recipe.schema import Recipe
 from mem_gpt_cli.workload.autocast import autocast
 from mem_gpt_cli.workload.observer import Observer
 
 
+class Batch(NamedTuple):
+    """What goes through the model at once: ``[batch, seq]`` each.
+
+    ``labels`` are the tokens that are learnt, -100 where none is; ``mask`` is 0 on padding, ``None`` without.
+    """
+
+    tokens: torch.Tensor
+    labels: torch.Tensor
+    mask: torch.Tensor | None = None
+
+
 class Training:
-    """Causal language modelling on ``batch`` sequences of ``lengths.seq`` tokens."""
+    """Causal language modelling on ``batch`` sequences of ``lengths.seq`` tokens.
+
+    The lenses run ``steps`` training steps on the same tokens; ``memgpt finetune`` calls ``step`` with data.
+    """
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
         self.lengths = recipe.lengths
         self._optimizer: torch.optim.Optimizer | None = None
 
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """The optimizer, once ``prepare`` has made it."""
+        assert self._optimizer is not None, "prepare() comes first"
+        return self._optimizer
+
     def prepare(self, model: torch.nn.Module, observer: Observer) -> None:
         """Set the model to training and make the optimizer, whose state comes with its first step."""
         del observer
         model.train()
-        self._optimizer = build_optimizer(self.recipe, [p for p in model.parameters() if p.requires_grad])
+        self._optimizer = build_optimizer(self.recipe, model)
 
     def run(self, model: torch.nn.Module, tokens: torch.Tensor, observer: Observer) -> torch.Tensor:
         """Train on ``tokens``, ``[batch, seq]``; returns the loss of the last step, a scalar."""
         observer.mark("activations", [tokens])
+        batches = [Batch(tokens, tokens)] * self.recipe.workload.accumulate
         with attention_kernels(self.recipe):
             for _ in range(self.recipe.workload.steps):
-                loss = self.step(model, tokens, observer)
+                loss = self.step(model, batches, observer)
         return loss
 
-    def step(self, model: torch.nn.Module, tokens: torch.Tensor, observer: Observer) -> torch.Tensor:
-        """One step; the outputs are dropped once the loss is there, unless the recipe holds them."""
-        optimizer = self._optimizer
-        assert optimizer is not None, "prepare() comes before step()"
-        held: Any = None
-        with observer.phase("forward"), autocast(self.recipe, tokens.device):
-            outputs = model(input_ids=tokens, labels=tokens, use_cache=False)
-            loss = outputs.loss
-            if self.recipe.workload.hold_outputs:
-                held = outputs
-            del outputs
-        with observer.phase("backward"):
-            loss.backward()
-            observer.mark("gradients", [p.grad for p in model.parameters()])
+    def step(self, model: torch.nn.Module, batches: Sequence[Batch], observer: Observer) -> torch.Tensor:
+        """One step on the mean loss of the batches, which is returned, a scalar.
+
+        The outputs are dropped once the loss is there, unless the recipe holds them.
+        """
+        recipe = self.recipe
+        total: torch.Tensor | None = None
+        for batch in batches:
+            held: Any = None
+            with observer.phase("forward"), autocast(recipe, batch.tokens.device):
+                loss, outputs = language_modelling_loss(model, recipe, batch.tokens, batch.labels, batch.mask)
+                if recipe.workload.hold_outputs:
+                    held = outputs
+                del outputs
+                if len(batches) > 1:
+                    loss = loss / len(batches)
+            with observer.phase("backward"):
+                loss.backward()  # type: ignore[no-untyped-call]
+                observer.mark("gradients", [p.grad for p in model.parameters()])
+            total = loss.detach() if total is None else total + loss.detach()
         with observer.phase("optimizer_step"):
-            optimizer.step()
-            observer.mark("optimizer_state", state_tensors(optimizer))
-        optimizer.zero_grad(set_to_none=True)
+            if recipe.workload.clip_norm is not None:
+                torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.workload.clip_norm)
+            self.optimizer.step()
+            observer.mark("optimizer_state", state_tensors(self.optimizer))
+        self.optimizer.zero_grad(set_to_none=True)
         del held
-        return cast(torch.Tensor, loss.detach())
+        assert total is not None
+        return total
