@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -19,21 +19,29 @@ class Batch(NamedTuple):
     """What goes through the model at once: ``[batch, seq]`` each.
 
     ``labels`` are the tokens that are learnt, -100 where none is; ``mask`` is 0 on padding, ``None`` without.
+    ``share`` is what its loss counts in that of the step; ``None``: as much as each of the others.
     """
 
     tokens: torch.Tensor
     labels: torch.Tensor
     mask: torch.Tensor | None = None
+    share: float | None = None
+
+
+def _nothing() -> None:
+    """Nobody to meet before an update."""
 
 
 class Training:
     """Causal language modelling on ``batch`` sequences of ``lengths.seq`` tokens.
 
     The lenses run ``steps`` training steps on the same tokens; ``memgpt finetune`` calls ``step`` with data.
+    ``before_update`` is called once all gradients of a step are there: several processes share theirs in it.
     """
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: Recipe, before_update: Callable[[], None] = _nothing) -> None:
         self.recipe = recipe
+        self.before_update = before_update
         self.lengths = recipe.lengths
         self._optimizer: torch.optim.Optimizer | None = None
 
@@ -72,12 +80,14 @@ class Training:
                 if recipe.workload.hold_outputs:
                     held = outputs
                 del outputs
-                if len(batches) > 1:
-                    loss = loss / len(batches)
+                share = 1 / len(batches) if batch.share is None else batch.share
+                if share != 1:
+                    loss = loss * share
             with observer.phase("backward"):
                 loss.backward()  # type: ignore[no-untyped-call]
                 observer.mark("gradients", [p.grad for p in model.parameters()])
             total = loss.detach() if total is None else total + loss.detach()
+        self.before_update()
         with observer.phase("optimizer_step"):
             if recipe.workload.clip_norm is not None:
                 torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.workload.clip_norm)
