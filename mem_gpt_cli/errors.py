@@ -17,7 +17,8 @@ without a traceback.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 
@@ -39,6 +40,22 @@ class UsageErrors(UsageError):  # noqa: N818  (several of the one above)
     def __init__(self, errors: Sequence[UsageError]) -> None:
         super().__init__("\n".join(str(error) for error in errors))
         self.errors = tuple(errors)
+
+
+@contextmanager
+def reading(file: str, asked_by: str) -> Iterator[None]:
+    """While a text file is read: what cannot be read is one sentence, beginning with who asked for it.
+
+    Raises:
+        UsageError: if the file cannot be opened, or is not UTF-8.
+    """
+    try:
+        yield
+    except OSError as error:
+        why = (error.strerror or str(error)).lower()
+        raise UsageError(f"{asked_by}: cannot read {file}: {why}") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{asked_by}: {file} is not UTF-8 text: save it as UTF-8") from error
 
 
 class Position(NamedTuple):

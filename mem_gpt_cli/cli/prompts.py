@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mem_gpt_cli.errors import UsageError, UsageErrors
+from mem_gpt_cli.errors import UsageError, UsageErrors, reading
 
 STDIN = "-"
 
@@ -48,15 +48,8 @@ def asked_prompts(texts: Sequence[str], file: str | None) -> list[Asked]:
 def _read(file: str) -> list[Asked]:
     if file == STDIN:
         return _parse(sys.stdin, "stdin")
-    try:
-        with Path(file).open(encoding="utf-8") as lines:
-            return _parse(lines, file)
-    except OSError as error:
-        raise UsageError(
-            f"--prompts: cannot read {file}: {(error.strerror or str(error)).lower()}"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise UsageError(f"--prompts: {file} is not UTF-8 text: save it as UTF-8") from error
+    with reading(file, "--prompts"), Path(file).open(encoding="utf-8") as lines:
+        return _parse(lines, file)
 
 
 def _parse(lines: Iterable[str], name: str) -> list[Asked]:

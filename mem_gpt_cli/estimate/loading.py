@@ -12,9 +12,10 @@ from mem_gpt_cli.estimate.books import KERNEL_BUFFERS, WEIGHTS, Ledger, Storage
 from mem_gpt_cli.estimate.parameters import in_module_order
 from mem_gpt_cli.model.architecture import Architecture
 from mem_gpt_cli.quantization import cost
-from mem_gpt_cli.quantization.placement import Placed, refuse_unmatched, transposed
+from mem_gpt_cli.quantization.placement import Placed, modules, transposed
 from mem_gpt_cli.quantization.plan import plan_of
 from mem_gpt_cli.quantization.quantizing import buffers, stored_already
+from mem_gpt_cli.quantization.storable import refuse_unmatched
 from mem_gpt_cli.recipe.schema import Recipe
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def load(
     plan = plan_of(recipe)
     if (packed or not plan.quantizes) and not cuda:
         return [_held(ledger, cost.weight_bytes(architecture, plan, item))]
-    refuse_unmatched(architecture, recipe)
+    refuse_unmatched(tuple(modules(architecture)), plan, recipe, architecture.model_type)
     every = in_module_order(architecture, plan)
     weights = [
         _held(ledger, one.tensor.numel * (one.tensor.dtype_bytes or item))

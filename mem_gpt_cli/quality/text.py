@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from mem_gpt_cli.errors import UsageError
+from mem_gpt_cli.errors import UsageError, reading
 from mem_gpt_cli.model import tiny
 
 SAMPLE = "sample"
@@ -37,14 +37,8 @@ def read_text(name: str) -> str:
     if name == SAMPLE:
         with gzip.open(tiny.folder() / "held_out.json.gz", "rt", encoding="utf-8") as file:
             return "\n\n".join(json.load(file))
-    try:
+    with reading(name, "quality.text"):
         return "\n\n".join(path.read_text(encoding="utf-8") for path in _files(name))
-    except OSError as error:
-        raise UsageError(
-            f"quality.text: cannot read {name}: {(error.strerror or str(error)).lower()}"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise UsageError(f"quality.text: {name} is not UTF-8 text: save it as UTF-8") from error
 
 
 def _files(name: str) -> list[Path]:

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mem_gpt_cli.errors import EnvironmentUnavailableError, RecipeError, UnsupportedError
+from mem_gpt_cli.errors import EnvironmentUnavailableError
 from mem_gpt_cli.model.build import last_turns
 from mem_gpt_cli.quantization.layer import QuantizedLayer
-from mem_gpt_cli.quantization.plan import Method, Plan, Role, plan_of
-from mem_gpt_cli.recipe.problems import position_of
+from mem_gpt_cli.quantization.plan import Method, Role, plan_of
+from mem_gpt_cli.quantization.storable import refuse_unmatched, refuse_unstorable
 from mem_gpt_cli.recipe.schema import Recipe
 
 Named = tuple[str, torch.nn.Module]
@@ -35,13 +35,14 @@ def replace_on_meta(model: torch.nn.Module, recipe: Recipe) -> None:
         return
     matrices = list(_matrices(model))
     turns = last_turns(model)
-    _refuse_unmatched(model, plan, matrices, recipe)
+    names = [(path, role) for holders in matrices for path, _, role in holders]
+    config: Any = model.config
+    refuse_unmatched(names, plan, recipe, config.model_type)
     for holders in matrices:
         method = plan.shared(*((path, role) for path, _, role in holders))
         if method is not None:
-            if recipe.device.type == "cpu":
-                _refuse_broken_rows(holders[0][0], holders[0][1], method)
             modules = [(path, module) for path, module, _ in holders]
+            _refuse_unstorable(*modules[0], method, recipe.device.type)
             _replace(model, modules, method, turns)
 
 
@@ -106,31 +107,17 @@ def _is_conv1d(module: torch.nn.Module) -> bool:
     return isinstance(module, Conv1D)
 
 
-def _refuse_unmatched(
-    model: torch.nn.Module,
-    plan: Plan,
-    matrices: list[list[tuple[str, torch.nn.Module, Role]]],
-    recipe: Recipe,
-) -> None:
-    names = [(path, role) for holders in matrices for path, _, role in holders]
-    config: Any = model.config
-    for pattern in plan.unmatched(names):
-        layer = next((path for path, role in names if role == "linear"), names[0][0])
-        raise RecipeError(
-            f"quantization.overrides: {pattern!r} matches no matrix of {config.model_type}: write a "
-            f"pattern of paths such as {layer}, or embeddings, or head",
-            position_of(("quantization", "overrides"), recipe.text),
-        )
-
-
-def _refuse_broken_rows(path: str, module: torch.nn.Module, method: Method) -> None:
-    """bitsandbytes 0.50's CPU kernel reads a block that goes on in the next row with wrong scales."""
-    columns, block = full_matrix(module).shape[1], method.group_size
-    if method.scheme in ("nf4", "fp4") and block and columns % block:
-        raise UnsupportedError(
-            f"{path} has {columns} inputs in blocks of {block}: bitsandbytes' CPU kernel reads rows that are "
-            "no whole blocks wrongly; write a group_size that divides them, or scheme int4"
-        )
+def _refuse_unstorable(path: str, module: torch.nn.Module, method: Method, device: str) -> None:
+    rows, columns = full_matrix(module).shape
+    refuse_unstorable(
+        path,
+        method,
+        rows,
+        columns,
+        device,
+        embedding=isinstance(module, torch.nn.Embedding),
+        plain=type(module) is torch.nn.Embedding,
+    )
 
 
 def _replace(
@@ -154,11 +141,6 @@ def _layer(module: torch.nn.Module, method: Method) -> Any:
     rows, columns = full_matrix(module).shape
     dtype = module.weight.dtype
     if isinstance(module, torch.nn.Embedding):
-        if method.backend != "native" or type(module) is not torch.nn.Embedding:
-            raise UnsupportedError(
-                f"{method.backend} stores linear layers, no embeddings of the class "
-                f"{type(module).__name__}: choose scheme int8 or int4 with backend native for embeddings"
-            )
         return _native().NativeEmbedding(method, rows, columns, module.padding_idx)
     bias = module.bias
     if method.backend == "native":

@@ -8,11 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from mem_gpt_cli.errors import RecipeError, UnsupportedError
 from mem_gpt_cli.model.architecture import Architecture, Tensor
-from mem_gpt_cli.quantization.plan import Method, Plan, Role, plan_of
-from mem_gpt_cli.recipe.problems import position_of
-from mem_gpt_cli.recipe.schema import Recipe
+from mem_gpt_cli.quantization.plan import Method, Plan, Role
+from mem_gpt_cli.quantization.storable import refuse_unstorable
 
 HEAD = "lm_head"
 _CONV1D_FAMILIES = frozenset({"gpt2"})
@@ -60,9 +58,15 @@ def placed(architecture: Architecture, plan: Plan) -> Iterator[Placed]:
                 names.append((HEAD, "head"))
             method = plan.shared(*names)
             if method is not None:
-                _refuse_impossible(architecture, one, role, method)
-                if plan.device == "cpu":
-                    _refuse_broken_rows(one, method)
+                refuse_unstorable(
+                    one.module,
+                    method,
+                    rows,
+                    columns,
+                    plan.device,
+                    embedding=role == "embedding",
+                    plain=architecture.model_type not in _SCALED_EMBEDDINGS,
+                )
             yield one._replace(method=method)
 
 
@@ -129,46 +133,3 @@ def layers_with(architecture: Architecture, tensor: Tensor) -> Sequence[int]:
         if len(candidate) == tensor.count:
             return candidate
     return range(tensor.count)
-
-
-def refuse_unmatched(architecture: Architecture, recipe: Recipe) -> None:
-    """Raise ``RecipeError`` for an override whose pattern matches nothing, as ``modules.replace_on_meta``."""
-    names = tuple(modules(architecture))
-    for pattern in plan_of(recipe).unmatched(names):
-        layer = next((path for path, role in names if role == "linear"), HEAD)
-        raise RecipeError(
-            f"quantization.overrides: {pattern!r} matches no matrix of {architecture.model_type}: write a "
-            f"pattern of paths such as {layer}, or embeddings, or head",
-            position_of(("quantization", "overrides"), recipe.text),
-        )
-
-
-def _refuse_broken_rows(one: Placed, method: Method) -> None:
-    block = method.group_size
-    if method.scheme in ("nf4", "fp4") and block and one.columns % block:
-        raise UnsupportedError(
-            f"{one.module} has {one.columns} inputs in blocks of {block}: bitsandbytes' CPU kernel reads "
-            "rows that are no whole blocks wrongly; write a group_size that divides them, or scheme int4"
-        )
-
-
-def _refuse_impossible(architecture: Architecture, one: Placed, role: Role, method: Method) -> None:
-    """Raise for what ``modules.replace_on_meta`` refuses too."""
-    if role == "embedding" and (method.backend != "native" or architecture.model_type in _SCALED_EMBEDDINGS):
-        raise UnsupportedError(
-            f"{one.module}: {method.backend} cannot store this embedding"
-            + (
-                ": "
-                if method.backend == "native"
-                else f" in {method.scheme}: choose int8 or int4 of native, or "
-            )
-            + "leave embeddings (and a head that is tied to them) out of quantization.overrides"
-        )
-    if method.backend == "torchao" and method.scheme == "int4":
-        group = method.group_size or one.columns
-        if one.columns % group or one.rows % 16:
-            raise UnsupportedError(
-                f"torchao's int4 holds no matrix of {one.rows} outputs and {one.columns} inputs in groups of "
-                f"{group}: rows go by 16, inputs by whole groups; choose backend native, or another "
-                "group_size"
-            )

@@ -22,17 +22,12 @@ from torchao.quantization.quantize_.workflows.intx.intx_unpacked_to_int8_tensor 
     IntxUnpackedToInt8Tensor,
 )
 
-from mem_gpt_cli.errors import UnsupportedError
 from mem_gpt_cli.quantization.layer import QuantizedLayer
 from mem_gpt_cli.quantization.plan import Method
 
 
 class TorchaoLinear(QuantizedLayer, torch.nn.Linear):
-    """A linear layer whose weight is a tensor subclass of torchao's.
-
-    Raises:
-        UnsupportedError: for a matrix that torchao's int4 kernel cannot hold.
-    """
+    """A linear layer whose weight is a tensor subclass of torchao's."""
 
     def __init__(
         self,
@@ -45,13 +40,6 @@ class TorchaoLinear(QuantizedLayer, torch.nn.Linear):
         super().__init__(columns, rows, bias=False, device="meta", dtype=dtype)
         self.method, self.dtype = method, dtype
         self.register_parameter("bias", bias)
-        group = method.group_size
-        if method.scheme == "int4" and group and (columns % group or rows % 16):
-            raise UnsupportedError(
-                f"torchao's int4 holds no matrix of {rows} outputs and {columns} inputs in groups of "
-                f"{group}: outputs go by 16, inputs by whole groups; choose backend native, or another "
-                "group_size"
-            )
 
     @torch.no_grad()
     def quantize(self, matrix: Tensor) -> None:
