@@ -9,6 +9,8 @@ if TYPE_CHECKING:
 
 FP32 = 4
 INT64 = 8
+WIDTHS = {"fp32": 4, "fp16": 2, "bf16": 2, "none": 0}
+"""Bytes of a dtype by its name in a recipe."""
 
 # What the bytes of a report's components are made of: (component, role within it).
 SLOTS: tuple[tuple[str, str], ...] = (

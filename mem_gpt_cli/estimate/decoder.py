@@ -12,7 +12,7 @@ from mem_gpt_cli.attention.plan import Lsh
 from mem_gpt_cli.errors import UnsupportedError
 from mem_gpt_cli.estimate import ops
 from mem_gpt_cli.estimate.blocks import block
-from mem_gpt_cli.estimate.books import FP32, INPUTS, INT64, LOGITS, Ledger, Storage
+from mem_gpt_cli.estimate.books import FP32, INPUTS, INT64, LOGITS, WIDTHS, Ledger, Storage
 from mem_gpt_cli.estimate.dialect import Dialect, dialect_of
 from mem_gpt_cli.estimate.forward_pass import CacheLayer, Pass
 from mem_gpt_cli.estimate.norms import norm
@@ -26,8 +26,6 @@ from mem_gpt_cli.recipe.schema import Recipe
 if TYPE_CHECKING:
     from mem_gpt_cli.estimate.cuda import CudaKernels
     from mem_gpt_cli.estimate.paged_attention import Pages
-
-WIDTHS = {"fp32": 4, "fp16": 2, "bf16": 2, "none": 0}
 
 
 class Decoder:

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 
 from mem_gpt_cli.errors import UnsupportedError
 from mem_gpt_cli.estimate import ops
-from mem_gpt_cli.estimate.books import FP32, INPUTS, INT64, KV_CACHE, MASK
-from mem_gpt_cli.estimate.decoder import WIDTHS, Decoder
+from mem_gpt_cli.estimate.books import FP32, INPUTS, INT64, KV_CACHE, MASK, WIDTHS
+from mem_gpt_cli.estimate.decoder import Decoder
 from mem_gpt_cli.estimate.paged_attention import Pages
 from mem_gpt_cli.estimate.tape import Tensor
 from mem_gpt_cli.kv_cache.cost import span

@@ -6,9 +6,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from mem_gpt_cli.adapters.cost import factor_bytes
+from mem_gpt_cli.estimate.books import WIDTHS
 from mem_gpt_cli.model.architecture import Architecture, Tensor
 from mem_gpt_cli.quantization.placement import Placed, placed
 from mem_gpt_cli.quantization.plan import Method, Plan
+from mem_gpt_cli.recipe.schema import Recipe
 
 _ROLES = {
     "qkv": ("c_attn", "query_key_value", "qkv_proj"),
@@ -55,6 +58,19 @@ def parameter_bytes(architecture: Architecture, item: int) -> Sequence[int]:
         tensor.numel * (tensor.dtype_bytes or item)
         for tensor in _in_order([t for t in architecture.tensors if t.kind != "buffer"])
     ]
+
+
+def trainable_bytes(architecture: Architecture, recipe: Recipe) -> list[int]:
+    """Bytes of each tensor that training changes, in the order in which a model names its parameters.
+
+    Gradients, and what an optimizer keeps, follow from these sizes alone.
+
+    Raises:
+        RecipeError: for an adapter's target that names no matrix.
+    """
+    if recipe.adapters.kind == "none":
+        return list(parameter_bytes(architecture, WIDTHS[recipe.model.dtype]))
+    return factor_bytes(architecture, recipe)
 
 
 def in_module_order(architecture: Architecture, plan: Plan) -> Sequence[Placed]:

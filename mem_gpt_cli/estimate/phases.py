@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from mem_gpt_cli.estimate.books import INPUTS, INT64, Ledger, Moment
-from mem_gpt_cli.estimate.decoder import WIDTHS, Decoder
+from mem_gpt_cli.estimate.books import INPUTS, INT64, WIDTHS, Ledger, Moment
+from mem_gpt_cli.estimate.decoder import Decoder
 from mem_gpt_cli.estimate.generation import generate
 from mem_gpt_cli.estimate.loading import load
 from mem_gpt_cli.estimate.paged import serve

@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from mem_gpt_cli.attention.kv_heads import source_of
 from mem_gpt_cli.errors import UnsupportedError
-from mem_gpt_cli.estimate.books import SLOTS, Moment
+from mem_gpt_cli.estimate.books import SLOTS, WIDTHS, Moment
 from mem_gpt_cli.estimate.cause import cause_of
 from mem_gpt_cli.estimate.caveats import caveats
-from mem_gpt_cli.estimate.decoder import WIDTHS
 from mem_gpt_cli.estimate.phases import Walk, walk
 from mem_gpt_cli.estimate.work import work
 from mem_gpt_cli.kv_cache import cost as cache_cost

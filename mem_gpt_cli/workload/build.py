@@ -6,6 +6,7 @@ from contextlib import nullcontext
 
 import torch
 
+from mem_gpt_cli.adapters.apply import adapters_aside, apply_adapters, give_factors
 from mem_gpt_cli.attention.backend import (
     attention_is_known,
     check_attention,
@@ -37,7 +38,7 @@ def build_on_meta(source: ModelSource, recipe: Recipe, layers: int | None = None
     enable_checkpointing(model, recipe)
     give_window(model, source, recipe)
     replace_on_meta(model, recipe)
-    return model
+    return apply_adapters(model, recipe)
 
 
 def build(source: ModelSource, recipe: Recipe, device: torch.device | None = None) -> torch.nn.Module:
@@ -77,5 +78,7 @@ def load_model(
     wanted = wants_real_weights(source, recipe)
     saved = wanted and source.saved_quantization is not None
     convert = converted_weights(source, recipe) if wanted else None
-    loading = Loading(model, device, saved=saved, watch=watch)
-    loading.run((lambda plain: StoredWeights(plain, source, convert)) if wanted and real else None)
+    with adapters_aside(model):
+        loading = Loading(model, device, saved=saved, watch=watch)
+        loading.run((lambda plain: StoredWeights(plain, source, convert)) if wanted and real else None)
+    give_factors(model, device)
