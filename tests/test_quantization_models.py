@@ -123,6 +123,17 @@ def test_a_saved_folder_refuses_another_quantization(tmp_path: Path) -> None:
         as_saved(other, resolve(other.model))
 
 
+def test_a_saved_folder_takes_its_own_defaults_written_out(tmp_path: Path) -> None:
+    recipe = recipe_of(GPT2, scheme="int4")
+    save_quantized(built(recipe), tmp_path / "saved", resolve(recipe.model), recipe)
+    folder = {"name": str(tmp_path / "saved")}
+    spelled = recipe_of(folder, scheme="int4", backend="native", group_size=64, mapping="symmetric")
+    assert as_saved(spelled, resolve(spelled.model)).quantization.scheme == "int4"
+    coarser = recipe_of(folder, scheme="int4", group_size=32)
+    with pytest.raises(RecipeError, match="were saved as int4"):
+        as_saved(coarser, resolve(coarser.model))
+
+
 def test_a_tied_embedding_and_head_share_one_packed_table() -> None:
     for word in ("embeddings", "head"):
         recipe = recipe_of(GPT2, overrides={word: {"scheme": "int8", "backend": "native"}})

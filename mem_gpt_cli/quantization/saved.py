@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import operator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ from mem_gpt_cli.errors import RecipeError, UsageError
 from mem_gpt_cli.model.source import QUANTIZATION_KEY, ModelSource
 from mem_gpt_cli.recipe import refuse_unavailable
 from mem_gpt_cli.recipe.changing import changed
+from mem_gpt_cli.recipe.methods import method
 from mem_gpt_cli.recipe.problems import position_of
 from mem_gpt_cli.recipe.schema import Quantization, Recipe
 
@@ -35,7 +37,7 @@ def as_saved(recipe: Recipe, source: ModelSource) -> Recipe:
         return recipe
     section = Quantization.model_validate(saved)
     drawn = recipe.model.weights == "random"
-    if recipe.quantization not in (section, Quantization()):
+    if recipe.quantization != Quantization() and not _same(recipe.quantization, section):
         if drawn:
             return recipe
         raise RecipeError(
@@ -60,12 +62,21 @@ def as_saved(recipe: Recipe, source: ModelSource) -> Recipe:
     return found
 
 
+def _same(one: Quantization, other: Quantization) -> bool:
+    """Whether both store every matrix alike, whatever either leaves to the defaults."""
+    methods = (
+        [(None, method(section)), *((name, method(section, of)) for name, of in section.overrides.items())]
+        for section in (one, other)
+    )
+    return operator.eq(*methods)
+
+
 def is_packed(recipe: Recipe, source: ModelSource) -> bool:
     """Whether weights are read as a folder has them quantized; ``recipe`` is that of ``as_saved``."""
     saved = source.saved_quantization
     if saved is None or recipe.model.weights == "random":
         return False
-    return recipe.quantization == Quantization.model_validate(saved)
+    return _same(recipe.quantization, Quantization.model_validate(saved))
 
 
 def save_quantized(model: torch.nn.Module, folder: Path, source: ModelSource, recipe: Recipe) -> None:
