@@ -7,9 +7,7 @@ would count the weights twice. The format is a JSON header and raw bytes
 
 from __future__ import annotations
 
-import json
 import mmap
-import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ from typing import Any
 import torch
 
 from mem_gpt_cli.errors import EnvironmentUnavailableError
+from mem_gpt_cli.model.safetensors_header import LENGTH, METADATA, BrokenFileError, header_of
 
 _DTYPES = {
     "F64": torch.float64,
@@ -30,8 +29,6 @@ _DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-_LENGTH = struct.Struct("<Q")
-_METADATA = "__metadata__"
 
 
 def read_header(path: Path) -> dict[str, Any]:
@@ -40,20 +37,11 @@ def read_header(path: Path) -> dict[str, Any]:
     Raises:
         EnvironmentUnavailableError: for a file that is cut short or no safetensors file.
     """
-    with path.open("rb") as file:
-        start = file.read(_LENGTH.size)
-        length = _LENGTH.unpack(start)[0] if len(start) == _LENGTH.size else None
-        rest = path.stat().st_size - _LENGTH.size
-        if length is None or length > rest:
-            raise _unreadable(path, "it is cut short")
-        try:
-            header: dict[str, Any] = json.loads(file.read(length))
-            header.pop(_METADATA, None)
-            end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise _unreadable(path, "its header is no safetensors header") from error
-    if end > rest - length:
-        raise _unreadable(path, "it is cut short")
+    try:
+        header = header_of(path)
+    except BrokenFileError as error:
+        raise _unreadable(path, str(error)) from error
+    header.pop(METADATA, None)
     return header
 
 
@@ -68,7 +56,7 @@ def read_tensors(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
         return
     with path.open("rb") as file:
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)  # each tensor keeps the map alive
-    base = _LENGTH.size + _LENGTH.unpack_from(mapped)[0]
+    base = LENGTH.size + LENGTH.unpack_from(mapped)[0]
     for name, entry in header.items():
         dtype = _DTYPES.get(entry["dtype"])
         if dtype is None:
