@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from mem_gpt_cli.adapters.apply import adapter_tensors
 from mem_gpt_cli.model import ModelSource
 from mem_gpt_cli.profile.device import Device
 from mem_gpt_cli.quantization.modules import stored_tensors
@@ -69,6 +70,7 @@ def run(
     with observer.phase("load"):
         model = build(job.source, recipe, job.device.torch_device)
         observer.mark("weights", stored_tensors(model))
+        observer.mark("adapters", adapter_tensors(model))
         tokens = random_tokens(job, workload.lengths.prompt)
     if built is not None:
         built(model)

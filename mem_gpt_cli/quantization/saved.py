@@ -37,7 +37,7 @@ def as_saved(recipe: Recipe, source: ModelSource) -> Recipe:
         return recipe
     section = Quantization.model_validate(saved)
     drawn = recipe.model.weights == "random"
-    if recipe.quantization != Quantization() and not _same(recipe.quantization, section):
+    if _quantizes(recipe) and not _same(recipe.quantization, section):
         if drawn:
             return recipe
         raise RecipeError(
@@ -51,15 +51,21 @@ def as_saved(recipe: Recipe, source: ModelSource) -> Recipe:
             "leave it out, or name the folder that they were made of",
             position_of(("attention", "kv_heads"), recipe.text),
         )
-    if recipe.task == "training":
+    if recipe.task == "training" and recipe.adapters.kind != "qlora":
         raise RecipeError(
             f"task: the weights of {source.name} were saved quantized, and those cannot be trained: write "
-            "task: inference, or name the folder that they were made of",
+            "adapters.kind: qlora, or task: inference, or name the folder that they were made of",
             position_of(("task",), recipe.text),
         )
     found = changed(recipe, {"quantization": dict(saved)})
     refuse_unavailable(found, "profile")
     return found
+
+
+def _quantizes(recipe: Recipe) -> bool:
+    """Whether the recipe says how weights are stored; qlora's nf4, where nothing was written, is no such word."""
+    section = recipe.quantization
+    return section != Quantization() and not (recipe.adapters.kind == "qlora" and not section.model_fields_set)
 
 
 def _same(one: Quantization, other: Quantization) -> bool:

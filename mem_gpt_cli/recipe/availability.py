@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from mem_gpt_cli.errors import RecipeError
 from mem_gpt_cli.recipe.document import KeyPath, dotted
 from mem_gpt_cli.recipe.problems import combined, position_of
-from mem_gpt_cli.recipe.refusals import Lens, Refusal, attention, kv_cache, quantization, sampling, training
+from mem_gpt_cli.recipe.refusals import Lens, Refusal, adapters, attention, kv_cache, loss, quantization, sampling, training
 from mem_gpt_cli.recipe.schema import Checkpointing, Loss, Optimizer, Recipe, Sampling, Section
 
 _EVERYWHERE: dict[str, frozenset[str]] = {
@@ -61,6 +61,8 @@ def refuse_unavailable(recipe: Recipe, lens: Lens) -> None:
         kv_cache.refusals(recipe, lens),
         sampling.refusals(recipe, lens),
         training.refusals(recipe, lens),
+        loss.refusals(recipe, lens),
+        adapters.refusals(recipe, lens),
     ):
         for path, reason in refusals:
             first.setdefault(path, reason)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from mem_gpt_cli.adapters.apply import adapter_tensors
 from mem_gpt_cli.devices.gpu import Gpu
 from mem_gpt_cli.kv_cache.cost import grows_in_leaps
 from mem_gpt_cli.kv_cache.storage import cache_tensors
@@ -85,6 +86,7 @@ def fake_run(
                     model, source, recipe, torch.device("cpu"), real=False, watch=ledger.modules.inside
                 )
                 ledger.mark("weights", stored_tensors(model))
+                ledger.mark("adapters", adapter_tensors(model))
                 tokens = torch.zeros(recipe.workload.batch, workload.lengths.prompt, dtype=torch.long)
             workload.prepare(model, ledger)
             if isinstance(workload, Inference) and not (every_step or grows_in_leaps(recipe)):

@@ -20,7 +20,7 @@ _Able = Mapping[Backend, Ability]
 def refusals(recipe: Recipe, lens: Lens) -> Iterator[Refusal]:  # noqa: ARG001
     """What no backend can store, and keys that the scheme would ignore, in the section and in overrides."""
     section = recipe.quantization
-    if recipe.task == "training":
+    if recipe.task == "training" and recipe.adapters.kind != "qlora":
         yield from _in_training(section)
         return
     own = method(section)
@@ -44,8 +44,8 @@ def refusals(recipe: Recipe, lens: Lens) -> Iterator[Refusal]:  # noqa: ARG001
 
 
 def _in_training(section: Quantization) -> Iterator[Refusal]:
-    """Integers have no gradient; a frozen base under adapters would be trained, but none is offered yet."""
-    mend = "quantized weights cannot be trained: write none, or task: inference"
+    """Integers have no gradient: quantized weights are trained as a frozen base under adapters alone."""
+    mend = "quantized weights cannot be trained: write adapters.kind: qlora, or none, or task: inference"
     if section.scheme != "none":
         yield (*_SECTION, "scheme"), mend
         return
@@ -89,7 +89,12 @@ def _impossible(
             (*path, "double_quant"),
             f"belongs to nf4 and fp4, the scales of {found.scheme} are not quantized: leave it out",
         )
-    if found.backend == "torchao" and found.scheme == "int4" and recipe.device.type != "cpu":
+    if found.backend == "torchao" and recipe.task == "training":
+        yield (
+            (*path, "backend"),
+            "torchao's layers hand no gradient on: choose bitsandbytes or native, or task: inference",
+        )
+    elif found.backend == "torchao" and found.scheme == "int4" and recipe.device.type != "cpu":
         yield (*path, "backend"), "torchao's int4 kernel is the CPU's alone: choose native, or device: cpu"
 
 

@@ -35,8 +35,6 @@ def refusals(recipe: Recipe, lens: Lens) -> Iterator[Refusal]:  # noqa: ARG001
             ("optimizer", "implementation"),
             f"is a choice for {' and '.join(_CHOOSES_ITS_CODE)}, not for {optimizer.name}: leave it out",
         )
-    if recipe.adapters.kind == "lora" and recipe.quantization.scheme != "none":
-        yield ("adapters", "kind"), "'lora' beside quantized weights is 'qlora': write that"
     if recipe.loss.kind != "full" and recipe.workload.hold_outputs:
         yield (
             ("workload", "hold_outputs"),

@@ -1,0 +1,21 @@
+"""Adapters and what they cannot stand on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from mem_gpt_cli.recipe.refusals import Lens, Refusal
+from mem_gpt_cli.recipe.schema import Quantization, Recipe
+
+
+def refusals(recipe: Recipe, lens: Lens) -> Iterator[Refusal]:  # noqa: ARG001
+    """What a kind of adapter says of the weights, against what the recipe says of them."""
+    if recipe.adapters.kind == "lora" and quantizes(recipe.quantization):
+        yield ("adapters", "kind"), "'lora' beside quantized weights is 'qlora': write that"
+
+
+def quantizes(section: Quantization) -> bool:
+    """Whether any weights are stored in less than full."""
+    return section.scheme != "none" or any(
+        override.scheme not in (None, "none") for override in section.overrides.values()
+    )
