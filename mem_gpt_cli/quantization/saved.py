@@ -63,9 +63,10 @@ def as_saved(recipe: Recipe, source: ModelSource) -> Recipe:
 
 
 def _quantizes(recipe: Recipe) -> bool:
-    """Whether the recipe says how weights are stored; qlora's nf4, where nothing was written, is no such word."""
+    """Whether the recipe says how weights are stored; the nf4 that qlora takes by itself does not count."""
     section = recipe.quantization
-    return section != Quantization() and not (recipe.adapters.kind == "qlora" and not section.model_fields_set)
+    taken = recipe.adapters.kind == "qlora" and not section.model_fields_set
+    return section != Quantization() and not taken
 
 
 def _same(one: Quantization, other: Quantization) -> bool:

@@ -7,7 +7,17 @@ from collections.abc import Iterable, Iterator
 from mem_gpt_cli.errors import RecipeError
 from mem_gpt_cli.recipe.document import KeyPath, dotted
 from mem_gpt_cli.recipe.problems import combined, position_of
-from mem_gpt_cli.recipe.refusals import Lens, Refusal, adapters, attention, kv_cache, loss, quantization, sampling, training
+from mem_gpt_cli.recipe.refusals import (
+    Lens,
+    Refusal,
+    adapters,
+    attention,
+    kv_cache,
+    loss,
+    quantization,
+    sampling,
+    training,
+)
 from mem_gpt_cli.recipe.schema import Checkpointing, Loss, Optimizer, Recipe, Sampling, Section
 
 _EVERYWHERE: dict[str, frozenset[str]] = {
