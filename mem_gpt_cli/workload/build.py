@@ -16,6 +16,7 @@ from mem_gpt_cli.attention.backend import (
 from mem_gpt_cli.attention.kv_heads import converted_weights
 from mem_gpt_cli.checkpointing.enable import enable_checkpointing
 from mem_gpt_cli.kv_cache.windowed_masks import give_window
+from mem_gpt_cli.loss.check import check_loss
 from mem_gpt_cli.model import ModelSource
 from mem_gpt_cli.model.build import plain_on_meta
 from mem_gpt_cli.model.weights import StoredWeights, wants_real_weights
@@ -38,7 +39,9 @@ def build_on_meta(source: ModelSource, recipe: Recipe, layers: int | None = None
     enable_checkpointing(model, recipe)
     give_window(model, source, recipe)
     replace_on_meta(model, recipe)
-    return apply_adapters(model, recipe)
+    model = apply_adapters(model, recipe)
+    check_loss(model, recipe)
+    return model
 
 
 def build(source: ModelSource, recipe: Recipe, device: torch.device | None = None) -> torch.nn.Module:
