@@ -36,18 +36,23 @@ def apply_adapters(model: torch.nn.Module, recipe: Recipe) -> torch.nn.Module:
     """
     if recipe.adapters.kind == "none":
         return model
-    from peft import inject_adapter_in_model
-
     matrices = _matrices(model)
     names: list[Matrix] = [(path, role) for path, role, _ in matrices]
     chosen = set(targeted(names, recipe, model.config.model_type))  # type: ignore[union-attr]
     layers = [layer for path, _, layer in matrices if path in chosen]
     config = lora_config(recipe, _ends(chosen, model), transposed=any(map(_is_conv1d, layers)))
+    inject(model, config, NAME)
+    return model
+
+
+def inject(model: torch.nn.Module, config: Any, name: str) -> None:
+    """Put the factors of peft's ``config`` beside the matrices that it names, on ``meta``, as ``name``."""
+    from peft import inject_adapter_in_model
+
     config._register_custom_module(_peft_layers(model))
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # on layers of ours, and on Conv1D beside others: both are known here
-        inject_adapter_in_model(config, model, NAME)
-    return model
+        inject_adapter_in_model(config, model, name)
 
 
 def lora_config(recipe: Recipe, targets: list[str], *, transposed: bool = False) -> Any:
@@ -83,6 +88,13 @@ def adapted_layers(model: torch.nn.Module) -> Iterator[tuple[str, Any]]:
     for path, module in model.named_modules():
         if hasattr(module, "base_layer") and hasattr(module, "lora_A"):
             yield path, module
+
+
+def linear_layers(model: torch.nn.Module) -> Iterator[tuple[str, Any]]:
+    """Each layer that can have adapters, as it is without, by its path without."""
+    for path, _, layer in _matrices(model):
+        if ".lora_" not in path:
+            yield path.removesuffix(".base_layer"), layer
 
 
 @contextmanager

@@ -55,7 +55,7 @@ def adapted(architecture: Architecture, recipe: Recipe) -> Sequence[Adapted]:
     if recipe.adapters.kind == "none":
         return []
     rank = rank_of(recipe)
-    found = [one._replace(rank=rank) for one in _matrices(architecture)]
+    found = [one._replace(rank=rank) for one in matrices(architecture)]
     names: list[Matrix] = [(one.module, "linear" if one.module != HEAD else "head") for one in found]
     chosen = set(targeted(names, recipe, architecture.model_type))
     return [one for one in found if one.module in chosen]
@@ -66,7 +66,7 @@ def factor_bytes(architecture: Architecture, recipe: Recipe) -> list[int]:
     return [nbytes for one in adapted(architecture, recipe) for nbytes in one.factors]
 
 
-def _matrices(architecture: Architecture) -> Sequence[Adapted]:
+def matrices(architecture: Architecture) -> Sequence[Adapted]:
     """Every matrix of a linear layer, layer by layer; a head that is tied to the embedding is none."""
     layers: list[list[Adapted]] = [[] for _ in architecture.layers]
     head: list[Adapted] = []
