@@ -7,6 +7,7 @@ from contextlib import nullcontext
 import torch
 
 from mem_gpt_cli.adapters.apply import adapters_aside, apply_adapters, give_factors
+from mem_gpt_cli.adapters.saved import add_saved, fill_saved
 from mem_gpt_cli.attention.backend import (
     attention_is_known,
     check_attention,
@@ -40,6 +41,7 @@ def build_on_meta(source: ModelSource, recipe: Recipe, layers: int | None = None
     give_window(model, source, recipe)
     replace_on_meta(model, recipe)
     model = apply_adapters(model, recipe)
+    add_saved(model, source, recipe)
     check_loss(model, recipe)
     return model
 
@@ -85,3 +87,5 @@ def load_model(
         loading = Loading(model, device, saved=saved, watch=watch)
         loading.run((lambda plain: StoredWeights(plain, source, convert)) if wanted and real else None)
     give_factors(model, device)
+    if real and recipe.adapters.load:
+        fill_saved(model, source, recipe)
