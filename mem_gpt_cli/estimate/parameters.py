@@ -6,9 +6,10 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from mem_gpt_cli.adapters.cost import factor_bytes
+from mem_gpt_cli.adapters.cost import FACTOR_ITEM, adapted
 from mem_gpt_cli.estimate.books import WIDTHS
 from mem_gpt_cli.model.architecture import Architecture, Tensor
+from mem_gpt_cli.optimizers.settings import Parameter
 from mem_gpt_cli.quantization.placement import Placed, placed
 from mem_gpt_cli.quantization.plan import Method, Plan
 from mem_gpt_cli.recipe.schema import Recipe
@@ -60,17 +61,34 @@ def parameter_bytes(architecture: Architecture, item: int) -> Sequence[int]:
     ]
 
 
-def trainable_bytes(architecture: Architecture, recipe: Recipe) -> list[int]:
-    """Bytes of each tensor that training changes, in the order in which a model names its parameters.
+def trainable(architecture: Architecture, recipe: Recipe) -> list[Parameter]:
+    """Each tensor that training changes, in the order in which a model names its parameters.
 
-    Gradients, and what an optimizer keeps, follow from these sizes alone.
+    Gradients, and what an optimizer keeps, follow from these shapes alone.
 
     Raises:
         RecipeError: for an adapter's target that names no matrix.
     """
     if recipe.adapters.kind == "none":
-        return list(parameter_bytes(architecture, WIDTHS[recipe.model.dtype]))
-    return factor_bytes(architecture, recipe)
+        item = WIDTHS[recipe.model.dtype]
+        return [
+            Parameter(tensor.shape, tensor.dtype_bytes or item, "*" in tensor.name)
+            for tensor in _in_order([t for t in architecture.tensors if t.kind != "buffer"])
+        ]
+    return [
+        Parameter(shape, FACTOR_ITEM, one.layer is not None)
+        for one in adapted(architecture, recipe)
+        for shape in ((one.rank, one.columns), (one.rows, one.rank))
+    ]
+
+
+def trainable_bytes(architecture: Architecture, recipe: Recipe) -> list[int]:
+    """Bytes of each tensor that training changes, in the order in which a model names its parameters.
+
+    Raises:
+        RecipeError: for an adapter's target that names no matrix.
+    """
+    return [parameter.nbytes for parameter in trainable(architecture, recipe)]
 
 
 def in_module_order(architecture: Architecture, plan: Plan) -> Sequence[Placed]:
