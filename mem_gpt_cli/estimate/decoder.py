@@ -80,14 +80,16 @@ class Decoder:
         """Weight and bias of the layer norm of that name, as far as it has them; only a card walks them."""
         return [self.weight(f"{name}.{index}", width) for index in range(self._vectors.norms)]
 
-    def zero_grad(self) -> None:
-        """Drop every gradient."""
-        for parameter in self.parameters.values():
-            parameter.zero_grad()
+    def trained(self) -> frozenset[Node]:
+        """What keeps the gradients of the weights that the pass has used."""
+        return frozenset(p.node for p in self.parameters.values() if p.node is not None)
 
-    def walked_gradient_bytes(self) -> int:
-        """Bytes of the gradients of the matrices that the pass has used."""
-        return sum(p.numel * p.item for p in self.parameters.values() if p.node is not None)
+    def take_gradients(self) -> list[Tensor]:
+        """Every gradient that the pass has made; they live as long as the answer does."""
+        taken = [node.grads[0] for node in self.trained()]
+        for node in self.trained():
+            node.grads[0], node.uses = None, 0
+        return [gradient for gradient in taken if gradient is not None]
 
     def tape(self, *, recording: bool) -> Tape:
         """A fresh tape in the recipe's precision."""
@@ -200,31 +202,24 @@ class Decoder:
 
         return tape.record("checkpoint", out, (x,), (x.storage,), recompute)
 
+    def output_matrix(self) -> Parameter:
+        """The matrix that makes logits of hidden states: the embedding's, where the two are tied."""
+        arch = self.architecture
+        return self.weight("embedding" if arch.tied_embeddings else "head", arch.vocab * arch.hidden)
+
     def head(self, tape: Tape, x: Tensor) -> Tensor:
         """The logits of hidden states: ``[.., vocab]``."""
         arch = self.architecture
-        name = "embedding" if arch.tied_embeddings else "head"
         outer, tape.slot = tape.slot, LOGITS
         self.ledger.module = "lm_head"
-        matrix, bias = self.weight(name, arch.vocab * arch.hidden), self.bias("lm_head", arch.vocab)
-        logits = ops.linear(tape, x, matrix, arch.vocab, bias=bias)
+        bias = self.bias("lm_head", arch.vocab)
+        logits = ops.linear(tape, x, self.output_matrix(), arch.vocab, bias=bias)
         if arch.final_logit_softcap:
             logits = ops.pointwise(tape, "div", logits)
             logits = ops.pointwise(tape, "tanh", logits, keeps_output=True)
             logits = ops.pointwise(tape, "mul", logits)
         tape.slot, self.ledger.module = outer, ""
         return logits
-
-    def loss(self, tape: Tape, logits: Tensor, rows: int) -> Tensor:
-        """HF's causal language model loss: logits in fp32, labels shifted by padding (loss/loss_utils.py)."""
-        outer, tape.slot = tape.slot, LOGITS
-        self.ledger.module = "loss"
-        labels = tape.new(rows, INT64, "constant_pad_nd", INPUTS)
-        wide = ops.cast(tape, logits, FP32)
-        out = ops.log_softmax_nll(tape, wide, rows)
-        del labels
-        tape.slot, self.ledger.module = outer, ""
-        return out
 
 
 def _positions(run: Pass) -> Tensor:

@@ -223,9 +223,9 @@ def linear(
     kernel: Tensor = weight
     added: Tensor | None = bias
     if tape.autocast:
-        kernel = _cast_weight(tape, weight)
+        kernel = in_autocast(tape, weight)
         x = cast(tape, x, tape.autocast)
-        added = None if bias is None else _cast_weight(tape, bias)
+        added = None if bias is None else in_autocast(tape, bias)
     out = tape.new(rows * outputs, x.item, "mm", slot)
     if tape.cuda:
         tape.cuda.multiplies(tape, biased=bias is not None)
@@ -235,9 +235,9 @@ def linear(
     return tape.record("mm", out, (x, kernel), saved, _linear_backward)
 
 
-def _cast_weight(tape: Tape, weight: Parameter) -> Tensor:
-    """A weight in autocast's width, made once for as long as the autocast context lasts."""
-    if weight.item == tape.autocast:
+def in_autocast(tape: Tape, weight: Parameter) -> Tensor:
+    """A weight in autocast's width, where it is on, made once for as long as the autocast context lasts."""
+    if tape.autocast in (0, weight.item):
         return weight
     if id(weight) not in tape.casts:
         slot, tape.slot = tape.slot, CASTS

@@ -84,7 +84,7 @@ Rule = Callable[["Tape", "Node", "list[Tensor | None]"], "Sequence[Tensor | None
 class Node:
     """One operation that autograd will go back through."""
 
-    __slots__ = ("edges", "grads", "keeps", "module", "operation", "rule", "saved", "slot")
+    __slots__ = ("edges", "grads", "keeps", "module", "operation", "rule", "saved", "slot", "uses")
 
     def __init__(
         self,
@@ -103,6 +103,7 @@ class Node:
         self.slot = slot
         self.module = module
         self.keeps = rule is _no_rule
+        self.uses = 0
         self.grads: list[Tensor | None] = [None] * ports
 
     def receive(self, tape: Tape, port: int, grad: Tensor) -> None:
@@ -143,7 +144,9 @@ class Tape:
     """Where operations are written down: the ledger, the nodes in their order, and the mode of the run.
 
     ``autocast`` is the width in bytes of the lower precision, 0 without; ``cuda`` are the kernels of a GPU;
-    ``dtype`` is the model's, by its name in a recipe.
+    ``dtype`` is the model's, by its name in a recipe. ``adds_to`` are the nodes of weights with a gradient
+    already: what backward finds is added to it when the last part is known, and goes
+    (torch/csrc/autograd/functions/accumulate_grad.h).
     """
 
     def __init__(
@@ -163,6 +166,7 @@ class Tape:
         self.slot = RESIDUAL
         self.in_backward = False
         self.nodes: list[Node] = []
+        self.adds_to: frozenset[Node] = frozenset()
         self.casts: dict[int, Tensor] = {}
 
     def new(self, numel: int, item: int, operation: str, slot: int | None = None) -> Tensor:
@@ -202,6 +206,9 @@ class Tape:
                 operation, tuple(x.edge() for x in inputs), saved, rule, self.slot, module=self.ledger.module
             )
             self.nodes.append(out.node)
+            for edge in out.node.edges:
+                if edge.node is not None:
+                    edge.node.uses += 1
         return out
 
     def backward(self, root: Tensor) -> None:
@@ -238,3 +245,8 @@ class Tape:
                 )
             edge.node.receive(self, edge.port, grad)
             grad = None
+        for edge in node.edges if self.adds_to else ():
+            if edge.node is not None:
+                edge.node.uses -= 1
+                if not edge.node.uses and edge.node in self.adds_to:
+                    edge.node.grads[0] = None

@@ -1,0 +1,33 @@
+"""What clipping gradients takes: next to nothing, but not nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mem_gpt_cli.estimate.books import FP32, OPTIMIZER_TEMPORARIES, Ledger, Storage
+from mem_gpt_cli.estimate.cuda import CudaKernels
+
+_CHUNK = 65536
+
+
+def clip(ledger: Ledger, gradient_bytes: Sequence[int], cuda: CudaKernels | None) -> None:
+    """Book ``clip_grad_norm_``: a norm of each gradient, all of them together, their norm, and the factor.
+
+    On CUDA partial norms come before: one for each 65,536 values of the longest gradient, for every gradient.
+    The gradients are scaled in place. Source: torch/nn/utils/clip_grad.py; ``foreach_tensor_norm_cuda`` in
+    ATen/native/cuda/ForeachReduceOp.cu.
+    """
+
+    def take(nbytes: int, operation: str) -> Storage:
+        return Storage(ledger, OPTIMIZER_TEMPORARIES, nbytes, operation)
+
+    count = len(gradient_bytes)
+    if cuda and count:
+        partial = take(FP32 * count * -(-max(gradient_bytes) // (FP32 * _CHUNK)), "_foreach_norm")
+    norms = [take(FP32, "_foreach_norm") for _ in range(count)]
+    if cuda and count:
+        del partial
+    stacked = take(FP32 * count, "stack")
+    del norms, stacked
+    factor = [take(FP32, operation) for operation in ("linalg_vector_norm", "add", "reciprocal", "clamp")]
+    del factor
