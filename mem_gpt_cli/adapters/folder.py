@@ -1,9 +1,9 @@
 """A saved adapter as it lies in a folder, in peft's own format, read without torch.
 
-The format (peft's ``PeftModel.save_pretrained``): ``adapter_config.json``, the fields of a ``LoraConfig``, and
-``adapter_model.safetensors`` with two matrices for each target, ``base_model.model.<path>.lora_A.weight`` of
-``[rank, inputs]`` and ``...lora_B.weight`` of ``[outputs, rank]``. What memgpt saves has ``memgpt_adapter.json``
-beside them, which says what it was made of; peft does not look at it.
+The format (peft's ``PeftModel.save_pretrained``): ``adapter_config.json``, the fields of a ``LoraConfig``,
+and ``adapter_model.safetensors`` with two matrices for each target, ``base_model.model.<path>.lora_A.weight``
+of ``[rank, inputs]`` and ``...lora_B.weight`` of ``[outputs, rank]``. What memgpt saves has
+``memgpt_adapter.json`` beside them, which says what it was made of; peft does not look at it.
 """
 
 from __future__ import annotations
@@ -49,9 +49,10 @@ _CHANGES_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 @dataclass(frozen=True)
 class Factors:
-    """The two factors at one matrix: ``[rank, inputs]`` and ``[outputs, rank]``; their product times ``scale``.
+    """The two factors at one matrix, ``[rank, inputs]`` and ``[outputs, rank]``.
 
-    ``module`` is the path in the base model, ``nbytes`` what they take in the file.
+    ``module`` is the path in the base model, ``scale`` what their product is multiplied by, ``nbytes`` what
+    they take in the file.
     """
 
     module: str

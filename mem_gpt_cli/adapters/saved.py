@@ -86,7 +86,10 @@ def write_adapter(
 
 
 def write_factors(
-    path: Path, tensors: Mapping[str, Tensor], dtype: str | None = None, metadata: Mapping[str, str] | None = None
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    dtype: str | None = None,
+    metadata: Mapping[str, str] | None = None,
 ) -> None:
     """Write a safetensors file as peft does."""
     from safetensors.torch import save_file

@@ -20,9 +20,11 @@ SUBCOMMANDS: Mapping[str, str] = {
     "estimate": "mem_gpt_cli.cli.estimate:estimate",
     "profile": "mem_gpt_cli.cli.profile:profile",
     "generate": "mem_gpt_cli.cli.generate:generate",
+    "finetune": "mem_gpt_cli.cli.finetune:finetune",
     "bench": "mem_gpt_cli.cli.bench:bench",
     "models": "mem_gpt_cli.cli.models:models",
     "save": "mem_gpt_cli.cli.save:save",
+    "adapters": "mem_gpt_cli.cli.adapters:app",
     "recipes": "mem_gpt_cli.cli.recipes:app",
     "doctor": "mem_gpt_cli.cli.doctor:doctor",
 }

@@ -12,14 +12,14 @@ from mem_gpt_cli.cli import console
 from mem_gpt_cli.cli.options import Request, takes_recipe
 from mem_gpt_cli.cli.startup import hush_libraries
 
-_OF_A_RUN = (
+OF_A_RUN = (
     "task", "batch", "seq", "prompt-tokens", "new-tokens", "attention", "kv-cache", "checkpointing",
     "adapters", "optimizer", "loss", "device", "budget", "csv",
 )  # fmt: skip
 """Flags of what is done with a model, or of measuring it: they change nothing of what is saved."""
 
 
-@takes_recipe(without=_OF_A_RUN)
+@takes_recipe(without=OF_A_RUN)
 def save(
     request: Request,
     out: Annotated[

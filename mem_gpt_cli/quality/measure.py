@@ -20,7 +20,7 @@ from mem_gpt_cli.quality.scores import Scores, Shelf, Teacher, shelf
 from mem_gpt_cli.quality.text import check_text, read_text, windows_of
 from mem_gpt_cli.quantization.saved import as_saved
 from mem_gpt_cli.recipe.changing import for_prompts
-from mem_gpt_cli.recipe.schema import Attention, KVCache, Quality, Quantization, Recipe
+from mem_gpt_cli.recipe.schema import Adapters, Attention, KVCache, Quality, Quantization, Recipe
 from mem_gpt_cli.report.model import Quality as Measured
 from mem_gpt_cli.workload.build import build_on_meta
 from mem_gpt_cli.workload.inference import Inference
@@ -139,6 +139,7 @@ def reference(recipe: Recipe) -> Recipe:
             "quantization": Quantization(),
             "attention": Attention(backend="eager" if eager else "sdpa"),
             "kv_cache": KVCache(),
+            "adapters": Adapters(),
         }
     )
 

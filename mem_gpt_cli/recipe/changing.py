@@ -13,7 +13,7 @@ from mem_gpt_cli.recipe.schema import Recipe
 from mem_gpt_cli.recipe.writing import resolved
 
 _SIZES = ("batch", "seq", "prompt_tokens", "new_tokens", "requests")
-_SECTIONS_OF_A_TEXT = ("model", "quantization", "attention", "sampling")
+_SECTIONS_OF_A_TEXT = ("model", "quantization", "attention", "adapters", "sampling")
 _ROOM = ("max_tokens", "page_size", "pages", "batch_tokens")
 """Keys of ``kv_cache`` that say how much room there is: no text depends on them."""
 

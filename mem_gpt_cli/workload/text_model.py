@@ -113,8 +113,9 @@ class TextModel:
         Quantized weights are written as they are stored, see ``quantization.saved.save_quantized``.
 
         Raises:
-            UsageError: where the folder cannot be written or holds a model already.
+            UsageError: where the folder cannot be written or holds a model already, or with adapters.
         """
+        refuse_adapters(self.recipe)
         save_quantized(self.model, Path(folder), self.source, self.recipe)
         if self.tokenizer is not None:
             self.tokenizer.save_pretrained(str(folder))
@@ -202,6 +203,18 @@ class TextModel:
         tokenizer = self._reader()
         found = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
         return 0 if found is None else int(found)
+
+
+def refuse_adapters(recipe: Recipe) -> None:
+    """Pass a model whose weights are all its own.
+
+    Raises:
+        UsageError: for one with adapters on it.
+    """
+    if recipe.adapters.kind != "none" or recipe.adapters.load:
+        raise UsageError(
+            "adapters: a model is saved without them: leave the section out, or run `memgpt adapters merge`"
+        )
 
 
 def _generation_config(source: ModelSource) -> Any:
