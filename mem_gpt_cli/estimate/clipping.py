@@ -10,20 +10,21 @@ from mem_gpt_cli.estimate.cuda import CudaKernels
 _CHUNK = 65536
 
 
-def clip(ledger: Ledger, gradient_bytes: Sequence[int], cuda: CudaKernels | None) -> None:
-    """Book ``clip_grad_norm_``: a norm of each gradient, all of them together, their norm, and the factor.
+def clip(ledger: Ledger, gradients: Sequence[int], cuda: CudaKernels | None) -> None:
+    """Book ``clip_grad_norm_`` of gradients with so many elements each.
 
-    On CUDA partial norms come before: one for each 65,536 values of the longest gradient, for every gradient.
-    The gradients are scaled in place. Source: torch/nn/utils/clip_grad.py; ``foreach_tensor_norm_cuda`` in
+    There is a norm of each, all norms in a row, their norm, and the factor; the gradients are scaled in
+    place. On CUDA partial norms come before: one for each 65,536 values of the longest gradient, for every
+    gradient. Source: torch/nn/utils/clip_grad.py; ``foreach_tensor_norm_cuda`` in
     ATen/native/cuda/ForeachReduceOp.cu.
     """
 
     def take(nbytes: int, operation: str) -> Storage:
         return Storage(ledger, OPTIMIZER_TEMPORARIES, nbytes, operation)
 
-    count = len(gradient_bytes)
+    count = len(gradients)
     if cuda and count:
-        partial = take(FP32 * count * -(-max(gradient_bytes) // (FP32 * _CHUNK)), "_foreach_norm")
+        partial = take(FP32 * count * -(-max(gradients) // _CHUNK), "_foreach_norm")
     norms = [take(FP32, "_foreach_norm") for _ in range(count)]
     if cuda and count:
         del partial

@@ -91,15 +91,15 @@ def _chunk(decoder: Decoder, tape: Tape, part: Tensor, rows: int) -> Tensor:
 
 def _fused(decoder: Decoder, tape: Tape, hidden: Tensor, rows: int) -> Tensor:
     """``linear_cross_entropy``: the gradients are there when the forward pass ends; backward scales them."""
-    labels = _labels(tape, rows)
+    recipe, labels = decoder.recipe, _labels(tape, rows)
     matrix = decoder.output_matrix()
     bias = decoder.bias("lm_head", decoder.architecture.vocab)
     operands: list[Tensor] = [hidden, matrix] if bias is None else [hidden, matrix, bias]
     if tape.autocast:
         operands = [ops.cast(tape, operand, tape.autocast) for operand in operands]
     call = Fused(
-        device=decoder.recipe.device.type,
-        item=operands[0].item,
+        device=recipe.device.type,
+        dtype=recipe.model.dtype if recipe.workload.autocast == "none" else recipe.workload.autocast,
         rows=rows,
         hidden=hidden.numel // rows,
         vocab=decoder.architecture.vocab,

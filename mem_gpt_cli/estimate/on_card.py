@@ -65,6 +65,13 @@ def _ledger(card: Card, settings: AllocatorSettings, capacity: int | None) -> Ca
     return CardLedger(allocator)
 
 
+def kernels_of(recipe: Recipe) -> CudaKernels:
+    """The kernels of the recipe's GPU; raises ``RecipeError`` for one that nobody knows."""
+    card = card_of(recipe)
+    assert card is not None, "a CPU has no card"
+    return _kernels(recipe, card)
+
+
 def _kernels(recipe: Recipe, card: Card) -> CudaKernels:
     autocast = recipe.workload.autocast
     return CudaKernels(card.gpu, recipe.model.dtype if autocast == "none" else autocast)

@@ -45,7 +45,7 @@ def _step(decoder: Decoder, tokens: Tensor, optimizer: Optimizer) -> None:
     ledger.enter("optimizer_step")
     ledger.module = ""
     if recipe.workload.clip_norm is not None:
-        clip(ledger, [parameter.nbytes for parameter in optimizer.parameters], decoder.cuda)
+        clip(ledger, [parameter.numel for parameter in optimizer.parameters], decoder.cuda)
     optimizer.step()
     del held, gradients
 

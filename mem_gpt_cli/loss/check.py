@@ -53,8 +53,8 @@ def _check_plain(model: torch.nn.Module, name: str) -> None:
     more = _beyond_one_product(model, matrix)
     if more:
         raise UnsupportedError(
-            f"{name} does more to its logits than one product ({', '.join(more)}), which linear_cross_entropy "
-            "does not do: write loss.kind: chunked"
+            f"{name} makes its logits by more than one product ({', '.join(more)}), and "
+            "linear_cross_entropy does not: write loss.kind: chunked"
         )
 
 

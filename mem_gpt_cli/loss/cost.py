@@ -12,6 +12,7 @@ DEFAULT_CHUNK = 512
 """Rows of logits at once where a recipe leaves them open."""
 FP32 = 4
 INT64 = 8
+_ITEMS = {"fp32": FP32, "bf16": 2, "fp16": 2}
 
 Policy = Literal["accurate", "compact"]
 
@@ -52,18 +53,23 @@ def fused_plan(device: str, item: int, rows: int, hidden: int, vocab: int) -> Fu
 class Fused(NamedTuple):
     """One call of ``linear_cross_entropy``.
 
-    ``rows`` hidden states, ``hidden`` wide, of ``item`` bytes an element, meet a matrix of ``vocab`` rows;
-    ``trains_matrix`` says whether that gets a gradient, ``biased`` whether it has a bias, which then gets
-    one too.
+    ``rows`` hidden states, ``hidden`` wide, of ``dtype`` (fp32, bf16 or fp16), meet a matrix of ``vocab``
+    rows; ``trains_matrix`` says whether that gets a gradient, ``biased`` whether it has a bias, which then
+    gets one too.
     """
 
     device: str
-    item: int
+    dtype: str
     rows: int
     hidden: int
     vocab: int
     trains_matrix: bool = True
     biased: bool = False
+
+    @property
+    def item(self) -> int:
+        """Bytes an element of the operands."""
+        return _ITEMS[self.dtype]
 
     @property
     def plan(self) -> FusedPlan:
@@ -97,13 +103,18 @@ class Fused(NamedTuple):
         return self.plan.widens and self.plan.policy == "accurate"
 
     @property
+    def _logits_item(self) -> int:
+        """``compact`` leaves fp16's logits as narrow as they are; else they are fp32."""
+        return self.item if self.dtype == "fp16" and self.plan.policy == "compact" else FP32
+
+    @property
     def _held(self) -> list[int]:
         """What lives as long as the call: a chunk of logits, a number for each row of it, the fp32 copies and
         sums where operands are narrower, and per position a mask, a label and a weight.
         """
         plan, matrix = self.plan, self.vocab * self.hidden
         on_cpu = self.device == "cpu"
-        sizes = [plan.rows * self.vocab * FP32, plan.rows * FP32]
+        sizes = [plan.rows * self.vocab * self._logits_item, plan.rows * self._logits_item]
         if self._adds_hidden_in_fp32:
             sizes.append(self.rows * self.hidden * FP32)
         if plan.widens and on_cpu:
@@ -116,13 +127,12 @@ class Fused(NamedTuple):
 
     @property
     def _passing(self) -> list[int]:
-        """What comes and goes with a chunk: its denominators, on CUDA its logits narrowed, and the rows of the
-        matrix that its labels name.
+        """What comes and goes with a chunk: its denominators, on CUDA its logits narrowed, and those rows of
+        the matrix that its labels name.
         """
         plan = self.plan
-        narrowed = plan.widens and self.device != "cpu"
         sizes = [plan.rows * FP32]
-        if narrowed:
+        if self._logits_item > self.item and plan.policy == "compact":
             sizes.append(plan.rows * self.vocab * self.item)
-        picked = plan.rows * self.hidden * (FP32 if plan.widens and not narrowed else self.item)
-        return [*sizes, picked]
+        picked = FP32 if self._adds_hidden_in_fp32 else self.item
+        return [*sizes, plan.rows * self.hidden * picked]

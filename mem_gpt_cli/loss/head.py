@@ -1,4 +1,4 @@
-"""A causal language model in two halves: the decoder, and the model's own way from hidden states to logits."""
+"""A causal language model in two halves: up to its last hidden states, and its own way on to the logits."""
 
 from __future__ import annotations
 
@@ -33,6 +33,10 @@ class Halves:
         """
         answer = copy.copy(decoded)
         answer.last_hidden_state = hidden
-        with mock.patch.object(self.decoder, "forward", lambda *_, **__: answer):
+
+        def answered(*_: Any, **__: Any) -> Any:
+            return answer
+
+        with mock.patch.object(self.decoder, "forward", answered):
             logits: torch.Tensor = self.model(inputs_embeds=hidden, use_cache=False).logits
         return logits

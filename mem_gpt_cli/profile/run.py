@@ -45,7 +45,8 @@ class Job:
             return 2 + workload.decode_steps
         if isinstance(workload, Paged):
             return 2 + workload.steps
-        return 1 + 3 * self.recipe.workload.steps
+        work = self.recipe.workload
+        return 1 + work.steps * (2 * work.accumulate + 1)
 
 
 def run(

@@ -29,6 +29,10 @@ from mem_gpt_cli.trace.why_not import why_not
 from mem_gpt_cli.workload import Paged
 from mem_gpt_cli.workload.build import build_on_meta
 
+MICRO_BATCHES = 2
+"""Micro-batches of a step that are run: the first, and one that finds gradients, as all after it do."""
+MICRO_BATCHES_ON_A_CARD = 3
+"""One more than on a CPU: what an allocator keeps of one shapes the next."""
 EVERY_STEP_ON_A_CARD = 16
 """New tokens up to which a trace for a GPU runs every decode step; of longer ones the first and the last."""
 
@@ -169,12 +173,20 @@ class DryRunner:
         """Whether a generation is so short that each step runs: an allocator remembers those between."""
         return self.recipe.lengths.new <= EVERY_STEP_ON_A_CARD
 
+    def _few_batches(self) -> Recipe:
+        """The recipe with no more micro-batches than show what all of them do; all of them at full depth."""
+        work = self.recipe.workload
+        few = min(work.accumulate, MICRO_BATCHES_ON_A_CARD if self.card else MICRO_BATCHES)
+        if self.full_depth or few == work.accumulate:
+            return self.recipe
+        return self.recipe.model_copy(update={"workload": work.model_copy(update={"accumulate": few})})
+
     def _fake_run(self, layers: int | None, scenario: Scenario | None) -> FakeRun:
         model = build_on_meta(self.source, self.recipe, layers)
         return fake_run(
             model,
             self.source,
-            self.recipe,
+            self._few_batches(),
             every_step=self.full_depth or (self.card is not None and self._short),
             scenario=scenario,
             gpu=self.card.gpu if self.card else None,

@@ -1,0 +1,178 @@
+"""The cheapest change of a recipe that lowers its peak: each is estimated, none is a rule of thumb."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal, NamedTuple
+
+from mem_gpt_cli.attention.kv_heads import source_of
+from mem_gpt_cli.errors import MemgptError
+from mem_gpt_cli.estimate.phases import walk
+from mem_gpt_cli.kv_cache.window import windowed
+from mem_gpt_cli.model.architecture import Architecture
+from mem_gpt_cli.quantization.saved import as_saved, is_packed
+from mem_gpt_cli.recipe import refuse_unavailable
+from mem_gpt_cli.recipe.schema import Recipe
+from mem_gpt_cli.report.model import MemoryReport
+
+Price = Literal["free", "time", "result"]
+
+PRICES: Mapping[Price, str] = {
+    "free": "costs nothing",
+    "time": "costs time",
+    "result": "changes the result",
+}
+"""What a change costs, in the order in which changes are advised: the result is the same up to rounding, and
+as fast; the same, but later; another one.
+"""
+WORTHWHILE = 0.02
+"""The part of the peak that a change must save to be advised."""
+
+_SCORES = ("attention scores", "attention mask")
+_ACTIVATIONS = (*_SCORES, "attention", "feed-forward", "normalisation", "residual stream", "kernel buffers")
+_UPDATED = ("gradients", "optimizer state", "optimizer temporaries")
+_CACHE = ("cached keys and values",)
+_WEIGHTS = ("weights", "kernel buffers")
+
+
+class Change(NamedTuple):
+    """A change of some keys, its price, and the parts of memory that it may lower; none named: all."""
+
+    name: str
+    set: Mapping[str, Any]
+    price: Price
+    parts: tuple[str, ...] = ()
+
+
+class Advice(NamedTuple):
+    """A change that lowers the peak by ``saved_bytes``, as the formula has it."""
+
+    change: str
+    set: Mapping[str, Any]
+    saved_bytes: int
+    price: Price
+
+
+def advice(recipe: Recipe, report: MemoryReport, *, every: bool = False) -> tuple[Advice, ...]:
+    """Changes that lower the peak by a worthwhile part, the cheapest first, of equal price the best first.
+
+    Args:
+        recipe: the recipe.
+        report: its estimate.
+        every: try each change; else none that costs more than the cheapest worthwhile one, which is faster.
+    """
+    source = source_of(recipe)
+    recipe = as_saved(recipe, source)
+    architecture = windowed(source.architecture, recipe)
+    packed = is_packed(recipe, source)
+    least = WORTHWHILE * report.allocated_bytes
+    at_peak = report.details["at_peak_by_part"][report.peak.name]
+    found: list[Advice] = []
+    changes = list(_training(recipe) if recipe.task == "training" else _inference(recipe))
+    for price in PRICES:
+        of_price = [
+            Advice(change.name, change.set, report.allocated_bytes - peak, price)
+            for change in changes
+            if change.price == price
+            and sum(at_peak.get(part, 0) for part in change.parts or at_peak) >= least
+            and (peak := _peak(architecture, changed(recipe, change.set), packed=packed)) is not None
+            and report.allocated_bytes - peak >= least
+        ]
+        found += sorted(of_price, key=lambda one: -one.saved_bytes)
+        if found and not every:
+            break
+    return tuple(found)
+
+
+def changed(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:
+    """The recipe with other values at some dotted keys."""
+    sections: dict[str, dict[str, Any]] = {}
+    for key, value in values.items():
+        section, _, name = key.partition(".")
+        sections.setdefault(section, {})[name] = value
+    return recipe.model_copy(
+        update={name: getattr(recipe, name).model_copy(update=part) for name, part in sections.items()}
+    )
+
+
+def _peak(architecture: Architecture, recipe: Recipe, *, packed: bool) -> int | None:
+    """The peak of a changed recipe; ``None`` where a lens would refuse it."""
+    try:
+        refuse_unavailable(recipe, "estimate")
+        refuse_unavailable(recipe, "profile")
+        walked = walk(architecture, recipe, cuda=_kernels(recipe), packed=packed)
+    except MemgptError:
+        return None
+    return max(moment.total for moment in walked.peaks.values())
+
+
+def _kernels(recipe: Recipe) -> Any:
+    if recipe.device.type == "cpu":
+        return None
+    from mem_gpt_cli.estimate.on_card import kernels_of  # estimates for the CPU start without it
+
+    return kernels_of(recipe)
+
+
+def _training(recipe: Recipe) -> Iterator[Change]:
+    work, optimizer = recipe.workload, recipe.optimizer
+    if optimizer.name in _NAMES and optimizer.implementation != "fused":
+        yield Change(
+            f"fused {_NAMES[optimizer.name]}",
+            {"optimizer.implementation": "fused"},
+            "free",
+            ("optimizer temporaries",),
+        )
+    yield from _both(recipe)
+    if work.hold_outputs:
+        yield Change("outputs not held", {"workload.hold_outputs": False}, "free", ("logits",))
+    if recipe.loss.kind == "full":
+        held = {"workload.hold_outputs": False} if work.hold_outputs else {}
+        yield Change("chunked loss", {"loss.kind": "chunked", **held}, "time", ("logits",))
+    if recipe.checkpointing.policy == "none":
+        yield Change("full checkpointing", {"checkpointing.policy": "full"}, "time", _ACTIVATIONS)
+    if work.batch % 2 == 0:
+        halved = {"workload.batch": work.batch // 2, "workload.accumulate": 2 * work.accumulate}
+        yield Change("half the batch, accumulated", halved, "time", (*_ACTIVATIONS, "logits", "inputs"))
+    if work.autocast == "none" and recipe.model.dtype == "fp32":
+        yield Change("bf16 autocast", {"workload.autocast": "bf16"}, "result", (*_ACTIVATIONS, "logits"))
+        yield Change("weights in bf16", {"model.dtype": "bf16"}, "result")
+    yield from _fewer_states(recipe)
+
+
+_NAMES = {"adamw": "AdamW", "sgd": "SGD"}
+
+
+def _fewer_states(recipe: Recipe) -> Iterator[Change]:
+    """Narrower optimizer states, or none for most weights."""
+    if recipe.optimizer.name == "adamw":
+        plain = {"optimizer.implementation": "auto"} if recipe.optimizer.implementation != "auto" else {}
+        eight = {"optimizer.name": "adamw_8bit", **plain}
+        yield Change("8-bit AdamW", eight, "result", ("optimizer state", "optimizer temporaries"))
+    if recipe.adapters.kind == "none":
+        yield Change("LoRA", {"adapters.kind": "lora"}, "result", _UPDATED)
+        nf4 = {"adapters.kind": "qlora", "quantization.scheme": "nf4"}
+        yield Change("QLoRA", nf4, "result", (*_UPDATED, "weights"))
+
+
+def _both(recipe: Recipe) -> Iterator[Change]:
+    """What both tasks may change."""
+    if recipe.attention.backend == "eager":
+        yield Change("SDPA in place of eager attention", {"attention.backend": "sdpa"}, "free", _SCORES)
+
+
+def _inference(recipe: Recipe) -> Iterator[Change]:
+    work, cache = recipe.workload, recipe.kv_cache
+    yield from _both(recipe)
+    if cache.kind == "static" and cache.max_tokens is not None:
+        yield Change("a cache no longer than the workload", {"kv_cache.max_tokens": None}, "free", _CACHE)
+    if len(set(recipe.prompts)) > 1 and cache.kind in ("dynamic", "static"):
+        paged = {"kv_cache.kind": "paged"} | ({"kv_cache.max_tokens": None} if cache.max_tokens else {})
+        yield Change("a paged cache, without padding", paged, "time", (*_CACHE, *_ACTIVATIONS, "logits"))
+    if recipe.model.dtype == "fp32" and work.autocast == "none":
+        yield Change("weights in bf16", {"model.dtype": "bf16"}, "result")
+    if recipe.quantization.scheme == "none":
+        for scheme in ("int8", "nf4"):
+            yield Change(f"{scheme} weights", {"quantization.scheme": scheme}, "result", _WEIGHTS)
+    if cache.kind == "dynamic":
+        yield Change("an fp8 cache", {"kv_cache.kind": "quantized"}, "result", _CACHE)
