@@ -23,6 +23,8 @@ from mem_gpt_cli.ledger.modules import ModulePath
 aten = torch.ops.aten
 _IN_A_BLOCK = re.compile(r"\.\d+(\.|$)")
 
+_PRODUCTS = frozenset({aten.mm.default, aten.bmm.default, aten.addmm.default})
+"""In the backward of a quantized layer these give gradients; all before them is on the way to them."""
 
 Birth = tuple[torch.Tensor, int | None]
 """A result and what the kernel allocates for it, in bytes: ``None`` for its size, 0 on another device."""
@@ -77,6 +79,7 @@ class Ledger(TorchDispatchMode):
         self._watches: dict[int, weakref.ref[torch.UntypedStorage]] = {}
         self._names: dict[Any, str] = {}
         self._paused = False
+        self._on_the_way = False
 
     # -- what the workload says
 
@@ -144,6 +147,7 @@ class Ledger(TorchDispatchMode):
         if name is None:
             name = self._names[func] = str(func).removesuffix(".default")
         self.log.operate(name, self.modules.current())
+        self._on_the_way = func not in _PRODUCTS and self.modules.in_product_backward
         if isinstance(result, torch.Tensor):
             self._count(result)
         elif isinstance(result, (tuple, list)):
@@ -210,7 +214,7 @@ class Ledger(TorchDispatchMode):
                     self.log.storage_component[number] = self._born_as(leaf)
 
     def _born_as(self, tensor: torch.Tensor) -> str | None:
-        if self.modules.in_product:
+        if self.modules.in_product or self._on_the_way:
             return "workspace"
         wide = self._logits_width is not None and tensor.dim() > 1 and tensor.shape[-1] == self._logits_width
         # Scores over as many keys as there are words are as wide, but they are made inside a block.

@@ -28,15 +28,16 @@ class ModulePath:
         self._forward: dict[int, str] = {}
         self._handles: list[RemovableHandle] = []
         self._quantized: set[int] = set()
+        self._quantized_paths: set[str] = set()
         self._products: list[bool] = []
         self.on_product: Callable[[Any], None] = lambda _: None
 
     def name(self, model: torch.nn.Module) -> None:
         """Learn the paths of a model's modules."""
         self._paths = {id(module): path for path, module in model.named_modules()}
-        self._quantized = {
-            id(module) for module in model.modules() if getattr(module, "writes_out_its_matrix", False)
-        }
+        quantized = [module for module in model.modules() if getattr(module, "writes_out_its_matrix", False)]
+        self._quantized = set(map(id, quantized))
+        self._quantized_paths = {self._paths[id(module)] for module in quantized}
 
     def attach(self) -> None:
         """Begin to watch every module call of the process."""
@@ -57,6 +58,14 @@ class ModulePath:
     def in_product(self) -> bool:
         """Whether a quantized layer runs: what is made in its forward, but for its result, is workspace."""
         return bool(self._products) and self._products[-1]
+
+    @property
+    def in_product_backward(self) -> bool:
+        """Whether the gradient of a quantized layer's input is computed: its matrix is written out for it."""
+        if self._stack or not self._quantized:
+            return False
+        node: Any = torch._C._current_autograd_node()
+        return node is not None and self._forward.get(node._sequence_nr()) in self._quantized_paths
 
     def current(self) -> str:
         """The path now; empty outside the model."""

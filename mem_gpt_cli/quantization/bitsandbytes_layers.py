@@ -16,6 +16,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from functools import cache
+from typing import Any
 
 import bitsandbytes
 import torch
@@ -154,6 +155,14 @@ class EightBitLinear(QuantizedLayer, bitsandbytes.nn.Linear8bitLt):  # type: ign
         self.method, self.dtype = method, dtype
         self.register_parameter("bias", bias)
 
+    def forward(self, x: Tensor) -> Tensor:
+        """``[..., in_features]`` to ``[..., out_features]``; a gradient flows by ``_EightBitProduct``."""
+        self.state.is_training = self.training
+        if torch.is_grad_enabled() and x.requires_grad and (self.bias is None or not self.bias.requires_grad):
+            product: Tensor = _EightBitProduct.apply(x, self)  # type: ignore[no-untyped-call]
+            return product
+        return super().forward(x)  # type: ignore[no-any-return]
+
     @torch.no_grad()
     def quantize(self, matrix: Tensor) -> None:
         """See ``QuantizedLayer``."""
@@ -176,3 +185,39 @@ class EightBitLinear(QuantizedLayer, bitsandbytes.nn.Linear8bitLt):  # type: ign
         """See ``QuantizedLayer``."""
         values: Tensor = functional.int8_vectorwise_dequant(self.weight.data, self.state.SCB)
         return values.to(self.dtype)
+
+
+class _EightBitProduct(torch.autograd.Function):
+    """bitsandbytes' products for training, to the number, without the input that its own functions hold.
+
+    ``MatMul8bitFp`` and ``MatMul8bitLt`` keep their input on the context, where neither checkpointing nor the
+    end of backward lets go of it, though the gradient of the input needs the codes alone.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, layer: EightBitLinear) -> Tensor:
+        ctx.state, ctx.dtype = layer.state, x.dtype
+        state, bias = layer.state, None if layer.bias is None else layer.bias.to(x.dtype)
+        if layer.training and not rounds_inputs(x):
+            return torch.nn.functional.linear(x, _written_out(state, x.dtype), bias)
+        codes, scales, _ = functional.int8_vectorwise_quant(x.reshape(-1, x.shape[-1]).to(torch.float16))
+        product: Tensor = torch.ops.bitsandbytes.int8_scaled_mm.default(
+            codes, state.CB, scales, state.SCB, bias=bias, dtype=x.dtype
+        )
+        return product.reshape(*x.shape[:-1], -1)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, ...]:
+        (gradient,) = gradients
+        return torch.matmul(gradient.to(ctx.dtype), _written_out(ctx.state, ctx.dtype)), None
+
+
+def rounds_inputs(x: Tensor) -> bool:
+    """Whether a training product rounds its input to int8 too: not on the CPU (``bitsandbytes.matmul``)."""
+    return x.device.type != "cpu"
+
+
+def _written_out(state: Any, dtype: torch.dtype) -> Tensor:
+    """The matrix, ``[rows, columns]``, as both of bitsandbytes' functions write it out."""
+    values: Tensor = state.CB.to(dtype, copy=True).mul_(state.SCB.unsqueeze(1).mul(1.0 / 127.0))
+    return values
