@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mem_gpt_cli.adapters.cost import alpha_of, rank_of
+from mem_gpt_cli.adapters.library import peft
 from mem_gpt_cli.adapters.targets import Matrix, targeted
 from mem_gpt_cli.model.build import empty_like_on
 from mem_gpt_cli.quantization.modules import quantized_layers, set_module
@@ -47,26 +48,22 @@ def apply_adapters(model: torch.nn.Module, recipe: Recipe) -> torch.nn.Module:
 
 def inject(model: torch.nn.Module, config: Any, name: str) -> None:
     """Put the factors of peft's ``config`` beside the matrices that it names, on ``meta``, as ``name``."""
-    from peft import inject_adapter_in_model
-
     config._register_custom_module(_peft_layers(model))
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # on layers of ours, and on Conv1D beside others: both are known here
-        inject_adapter_in_model(config, model, name)
+        peft().inject_adapter_in_model(config, model, name)
 
 
 def lora_config(recipe: Recipe, targets: list[str], *, transposed: bool = False) -> Any:
     """peft's config of the recipe's adapters; ``transposed`` says that the matrices are ``Conv1D``'s."""
-    from peft import LoraConfig, TaskType
-
     section, alpha = recipe.adapters, alpha_of(recipe)
-    return LoraConfig(
+    return peft().LoraConfig(
         r=rank_of(recipe),
         lora_alpha=int(alpha) if alpha == int(alpha) else alpha,  # type: ignore[arg-type]
         lora_dropout=section.dropout or 0.0,
         target_modules=section.targets or targets,
         fan_in_fan_out=transposed,
-        task_type=TaskType.CAUSAL_LM,
+        task_type=peft().TaskType.CAUSAL_LM,
         base_model_name_or_path=recipe.model.name,
     )
 
@@ -151,16 +148,14 @@ def _peft_layers(model: torch.nn.Module) -> Mapping[type, type]:
 
     bitsandbytes' have peft's own over them, those that models of transformers' loading get.
     """
-    from peft.tuners.lora.layer import Linear
-
+    lora = peft().tuners.lora
     found: dict[type, type] = {}
     for _, layer in quantized_layers(model):
-        if layer.method.backend == "bitsandbytes":
-            from peft.tuners.lora import bnb
-
-            found[type(layer)] = bnb.Linear8bitLt if layer.method.scheme == "int8" else bnb.Linear4bit
+        if layer.method.backend != "bitsandbytes":
+            found[type(layer)] = lora.Linear
         else:
-            found[type(layer)] = Linear
+            eight = layer.method.scheme == "int8"
+            found[type(layer)] = lora.Linear8bitLt if eight else lora.Linear4bit
     return found
 
 

@@ -17,6 +17,7 @@ from mem_gpt_cli._version import __version__
 from mem_gpt_cli.adapters.apply import NAME, adapted_layers, inject, linear_layers
 from mem_gpt_cli.adapters.base import check_base, check_shapes, check_weights, numbers_of, weights_of
 from mem_gpt_cli.adapters.folder import CONFIG, PREFIX, RECORD, WEIGHTS, SavedAdapter, read_adapter
+from mem_gpt_cli.adapters.library import peft
 from mem_gpt_cli.attention.kv_heads import source_of
 from mem_gpt_cli.errors import UsageError
 from mem_gpt_cli.model.build import empty_like_on
@@ -207,12 +208,10 @@ def names_of(adapters: Sequence[SavedAdapter]) -> list[str]:
 
 def _config(adapter: SavedAdapter) -> Any:
     """peft's own reading of the config; what is loaded is not trained, so it has no dropout."""
-    from peft import LoraConfig
-
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # on fields of other versions of peft
-            config = LoraConfig.from_pretrained(str(adapter.folder))
+            config = peft().LoraConfig.from_pretrained(str(adapter.folder))
     except (TypeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise UsageError(f"{adapter.folder}/{CONFIG} is none that peft knows: {reason}") from error
