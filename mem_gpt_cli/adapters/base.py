@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from mem_gpt_cli.adapters.cost import matrices
-from mem_gpt_cli.adapters.folder import SavedAdapter
+from mem_gpt_cli.adapters.cost import Adapted, matrices
+from mem_gpt_cli.adapters.folder import SavedAdapter, read_adapter
 from mem_gpt_cli.errors import UnsupportedError, UsageError
 from mem_gpt_cli.model.architecture import Architecture
 from mem_gpt_cli.model.source import ModelSource
+from mem_gpt_cli.recipe.schema import Recipe
 
 if TYPE_CHECKING:
     import torch
@@ -45,6 +46,30 @@ def numbers_of(source: ModelSource) -> Mapping[str, Any]:
         "vocab": architecture.vocab,
         "parameters": architecture.parameters,
     }
+
+
+def adapters_to_load(recipe: Recipe, source: ModelSource) -> list[SavedAdapter]:
+    """The saved adapters that a recipe names, read and checked; imports no torch.
+
+    Raises:
+        UsageError: for a folder without an adapter, or one that does not belong to this model.
+    """
+    adapters = [read_adapter(folder) for folder in recipe.adapters.load]
+    for adapter in adapters:
+        check_base(adapter, source)
+    return adapters
+
+
+def loaded(recipe: Recipe, source: ModelSource) -> list[Adapted]:
+    """The matrices that have a saved adapter beside them, one entry an adapter, with its rank.
+
+    Raises:
+        UsageError: for a folder without an adapter, or one that does not belong to this model.
+        UnsupportedError: for a family whose numbers are not known.
+    """
+    adapters = adapters_to_load(recipe, source)
+    own = {one.module: one for one in matrices(source.architecture)} if adapters else {}
+    return [own[one.module]._replace(rank=one.rank) for adapter in adapters for one in adapter.factors]
 
 
 def check_base(adapter: SavedAdapter, source: ModelSource) -> None:

@@ -15,7 +15,13 @@ from torch import Tensor
 
 from mem_gpt_cli._version import __version__
 from mem_gpt_cli.adapters.apply import NAME, adapted_layers, inject, linear_layers
-from mem_gpt_cli.adapters.base import check_base, check_shapes, check_weights, numbers_of, weights_of
+from mem_gpt_cli.adapters.base import (
+    adapters_to_load,
+    check_shapes,
+    check_weights,
+    numbers_of,
+    weights_of,
+)
 from mem_gpt_cli.adapters.folder import CONFIG, PREFIX, RECORD, WEIGHTS, SavedAdapter, read_adapter
 from mem_gpt_cli.adapters.library import peft
 from mem_gpt_cli.attention.kv_heads import source_of
@@ -100,18 +106,6 @@ def write_factors(
     save_file(kept, path, metadata={"format": "pt", **(metadata or {})})
 
 
-def adapters_to_load(recipe: Recipe, source: ModelSource) -> list[SavedAdapter]:
-    """The saved adapters that a recipe names, read and checked without torch's modules.
-
-    Raises:
-        UsageError: for a folder without an adapter, or one that does not belong to this model.
-    """
-    adapters = [read_adapter(folder) for folder in recipe.adapters.load]
-    for adapter in adapters:
-        check_base(adapter, source)
-    return adapters
-
-
 def add_saved(model: torch.nn.Module, source: ModelSource, recipe: Recipe) -> None:
     """Put the factors of the adapters that a recipe loads on a model on ``meta``, all in force, frozen.
 
@@ -155,7 +149,8 @@ def load_adapters(model: torch.nn.Module, folders: Sequence[str | Path]) -> None
 def put_on_meta(model: torch.nn.Module, adapters: Sequence[SavedAdapter], name: str) -> None:
     """Put the factors of saved adapters beside their matrices, on ``meta``, frozen and all in force.
 
-    They are in fp32, as peft loads them. A model with fewer layers gets those of its own.
+    They are in fp32, as peft loads them, and come after a fresh adapter that is there already. A model with
+    fewer layers gets those of its own.
 
     Args:
         model: the model; its own tensors may be on ``meta`` too.
@@ -222,11 +217,12 @@ def _config(adapter: SavedAdapter) -> Any:
 
 
 def _all_in_force(model: torch.nn.Module) -> None:
+    """Add up every adapter; only a fresh one is trained."""
     for _, layer in adapted_layers(model):
-        layer.set_adapter(list(layer.lora_A), inference_mode=True)
+        layer.set_adapter(list(layer.lora_A))
         for table in (layer.lora_A, layer.lora_B):
-            for part in table.values():
-                part.weight.requires_grad_(False)
+            for name, part in table.items():
+                part.weight.requires_grad_(name == NAME)
 
 
 def _factors(model: torch.nn.Module, name: str) -> Iterator[tuple[str, Tensor]]:
