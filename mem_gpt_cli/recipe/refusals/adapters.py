@@ -15,7 +15,7 @@ def refusals(recipe: Recipe, lens: Lens) -> Iterator[Refusal]:  # noqa: ARG001
     if recipe.adapters.load and recipe.task == "training" and recipe.adapters.kind == "none":
         yield (
             ("adapters", "load"),
-            "what is loaded is frozen, and so are the weights under it: add adapters.kind for a fresh adapter "
+            "what is loaded is frozen, as are the weights under it: add adapters.kind for a fresh adapter "
             "to train, or write task: inference",
         )
     for folder in sorted({one for one in recipe.adapters.load if recipe.adapters.load.count(one) > 1}):
