@@ -48,6 +48,17 @@ def give_curve(
         console.warn(warning)
 
 
+def advised(
+    request: Request, recipe: Recipe, report: MemoryReport, formula: MemoryReport | None
+) -> MemoryReport:
+    """The report with what would lower its peak: for a person the cheapest, as JSON whatever does."""
+    if formula is None:
+        return report
+    from mem_gpt_cli.estimate.advice import advised as with_advice
+
+    return with_advice(recipe, report, formula, every=request.json)
+
+
 def hold_to_budget(recipe: Recipe, report: MemoryReport) -> None:
     """Check the peak against ``budget.memory``; what a trace says of a GPU's allocator counts before it.
 

@@ -76,6 +76,7 @@ def _show_formula(request: Request, recipe: Recipe) -> None:
     from mem_gpt_cli.estimate import precision_table
 
     report = by_formula(recipe)
+    report = answer.advised(request, recipe, report, report)
 
     def tables() -> list[RenderableType]:
         from mem_gpt_cli.report import table
@@ -99,6 +100,7 @@ def _show_trace(
         console.warn(f"no formula for this model, only the trace: {error}")
         formula = None
     report = by_tracing(recipe, full_depth=full_depth, events=events, timeline=timeline)
+    report = answer.advised(request, recipe, report, formula)
 
     def tables() -> list[RenderableType]:
         from mem_gpt_cli.report import table

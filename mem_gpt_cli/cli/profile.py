@@ -47,6 +47,7 @@ def profile(
 
     Shows what was measured beside what formula and trace predict of the same recipe.
     """
+    from mem_gpt_cli.estimate import estimate
     from mem_gpt_cli.profile import profile as measure
 
     hush_libraries()
@@ -58,7 +59,9 @@ def profile(
         return
     with _progress() as progress:
         measured = measure(recipe, progress=progress, timeline=timeline, history=history)
-    answer.give(request, measured, lambda: _tables(recipe, measured))
+    formula = _predicted(estimate, recipe)  # after the measurement, so as to take no part in its memory
+    measured = answer.advised(request, recipe, measured, formula)
+    answer.give(request, measured, lambda: _tables(recipe, measured, formula))
     for what, path in {"memory over time": timeline, "the allocator's history": history}.items():
         if path:
             console.people().print(f"{what}: {path}", soft_wrap=True)
@@ -79,20 +82,22 @@ def _show_per_token(request: Request, recipe: Recipe) -> None:
         console.data().print(table(tokens))
 
 
-def _tables(recipe: Recipe, measured: MemoryReport) -> Iterator[RenderableType]:
-    """The predictions are made after the measurement, so that they take no part in its process's memory."""
-    from mem_gpt_cli.estimate import estimate
+def _tables(recipe: Recipe, measured: MemoryReport, formula: MemoryReport | None) -> Iterator[RenderableType]:
+    """What was measured, beside the predictions."""
     from mem_gpt_cli.report import table
+    from mem_gpt_cli.report.advice import advice_line
     from mem_gpt_cli.report.ladder import has_ladder
     from mem_gpt_cli.trace import trace
 
     reports = {
-        "estimate": _predicted(estimate, recipe),
+        "estimate": formula,
         "trace": _predicted(trace, recipe),
         "profile": measured,
     }
     yield table.comparison(reports)
     yield table.places(measured)
+    if advice := advice_line(measured):
+        yield advice
     if "pages" in measured.details:
         from mem_gpt_cli.report.pages import pages_table
 

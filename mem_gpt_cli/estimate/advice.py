@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
 from mem_gpt_cli.attention.kv_heads import source_of
@@ -17,11 +18,7 @@ from mem_gpt_cli.report.model import MemoryReport
 
 Price = Literal["free", "time", "result"]
 
-PRICES: Mapping[Price, str] = {
-    "free": "costs nothing",
-    "time": "costs time",
-    "result": "changes the result",
-}
+PRICES: tuple[Price, ...] = ("free", "time", "result")
 """What a change costs, in the order in which changes are advised: the result is the same up to rounding, and
 as fast; the same, but later; another one.
 """
@@ -82,6 +79,12 @@ def advice(recipe: Recipe, report: MemoryReport, *, every: bool = False) -> tupl
         if found and not every:
             break
     return tuple(found)
+
+
+def advised(recipe: Recipe, report: MemoryReport, formula: MemoryReport, *, every: bool) -> MemoryReport:
+    """The report of any lens with advice in its details; what is saved is by the ``formula``'s report."""
+    found = [one._asdict() for one in advice(recipe, formula, every=every)]
+    return replace(report, details={**report.details, "advice": found})
 
 
 def changed(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:

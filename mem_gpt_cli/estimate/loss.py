@@ -24,7 +24,7 @@ def loss_of(decoder: Decoder, tape: Tape, hidden: Tensor, rows: int) -> tuple[Te
         return _fused(decoder, tape, hidden, rows), None
     logits = decoder.head(tape, hidden)
     labels = _labels(tape, rows)
-    loss = _cross_entropy(tape, logits, rows)
+    loss = _cross_entropy(tape, _widened(tape, logits), rows)
     del labels
     return loss, logits
 
@@ -38,9 +38,17 @@ def _cross_entropy(tape: Tape, logits: Tensor, rows: int) -> Tensor:
     """Of logits in fp32."""
     outer, tape.slot = tape.slot, LOGITS
     tape.ledger.module = "loss"
-    out = ops.log_softmax_nll(tape, ops.cast(tape, logits, FP32), rows)
+    out = ops.log_softmax_nll(tape, logits, rows)
     tape.slot, tape.ledger.module = outer, ""
     return out
+
+
+def _widened(tape: Tape, logits: Tensor) -> Tensor:
+    """The logits in fp32."""
+    outer, tape.slot = tape.slot, LOGITS
+    wide = ops.cast(tape, logits, FP32)
+    tape.slot = outer
+    return wide
 
 
 def _chunked(decoder: Decoder, tape: Tape, hidden: Tensor, rows: int) -> Tensor:
@@ -63,7 +71,7 @@ def _chunk(decoder: Decoder, tape: Tape, part: Tensor, rows: int) -> Tensor:
     matrix = decoder.output_matrix()
     kernel = ops.in_autocast(tape, matrix)
     recording, tape.recording = tape.recording, False
-    out = _cross_entropy(tape, decoder.head(tape, part.handle()), rows)
+    out = _cross_entropy(tape, _widened(tape, decoder.head(tape, part.handle())), rows)
     tape.recording = recording
 
     def recompute(tape: Tape, node: Node, grads: ops.Grads) -> Sequence[Tensor | None]:
@@ -77,7 +85,7 @@ def _chunk(decoder: Decoder, tape: Tape, part: Tensor, rows: int) -> Tensor:
             again_cast.node = kernel.node
             tape.casts[id(matrix)] = again_cast
             del again_cast
-        again = _cross_entropy(tape, decoder.head(tape, leaf), rows)
+        again = _cross_entropy(tape, _widened(tape, decoder.head(tape, leaf)), rows)
         tape.casts.clear()
         assert again.node is not None
         again.node.receive(tape, again.port, grads.pop())  # type: ignore[arg-type]

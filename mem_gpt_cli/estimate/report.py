@@ -14,6 +14,7 @@ from mem_gpt_cli.estimate.phases import Walk, walk
 from mem_gpt_cli.estimate.work import work
 from mem_gpt_cli.kv_cache import cost as cache_cost
 from mem_gpt_cli.kv_cache.window import windowed
+from mem_gpt_cli.loss.refused import refuse_loss
 from mem_gpt_cli.quantization import cost as quantization_cost
 from mem_gpt_cli.quantization.plan import plan_of
 from mem_gpt_cli.quantization.saved import as_saved, is_packed
@@ -53,6 +54,7 @@ def report_of(recipe: Recipe, source: ModelSource, architecture: Architecture) -
     """The report of a recipe whose model is known already; raises ``UnsupportedError`` as ``estimate``."""
     if not architecture.layers:
         raise UnsupportedError(f"{source.name}: a model without layers has no formula")
+    refuse_loss(recipe, source.config)
     architecture = windowed(architecture, recipe)
     walked = _walk(architecture, recipe, packed=is_packed(recipe, source))
     card = walked.card

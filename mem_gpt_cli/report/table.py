@@ -11,6 +11,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from mem_gpt_cli.report.advice import advice_line
 from mem_gpt_cli.report.ladder import has_ladder, ladder
 from mem_gpt_cli.report.model import COMPONENTS, MemoryReport, Phase, Speed, Telemetry
 from mem_gpt_cli.report.palette import COLORS
@@ -71,6 +72,8 @@ def summary(report: MemoryReport) -> RenderableType:
     parts: list[RenderableType] = [title(report), table]
     if report.cause:
         parts.append(Text(_sentence(report.cause)))
+    if advice := advice_line(report):
+        parts.append(advice)
     if has_ladder(report):
         parts += ["", ladder_table(report)]
     elif line := _ladder_line(report):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -51,6 +53,8 @@ def _call(device: str, args: tuple[Any, ...]) -> Fused:
 
 def operator() -> Any:
     """The operator behind ``linear_cross_entropy``; ``None`` in a torch without it."""
-    if not hasattr(torch.ops.torch_nn, "_linear_cross_entropy_batch_chunked"):
+    module = "torch.nn.modules.linear_cross_entropy"
+    if find_spec(module) is None:
         return None
+    import_module(module)  # torch registers it with its first call
     return torch.ops.torch_nn._linear_cross_entropy_batch_chunked.default
