@@ -20,11 +20,16 @@ def matmul(tape: Tape, a: Tensor, b: Tensor, numel: int, *, merges: bool, casts:
         a, b = (clone(tape, x) if x.permuted else x for x in (a, b))
     if tape.autocast and casts:
         a, b = cast(tape, a, tape.autocast), cast(tape, b, tape.autocast)
-    out = tape.new(numel, a.item, "bmm")
-    if tape.cuda:
-        tape.cuda.multiplies(tape, biased=False)
+    (out,) = tape.kept("attention", lambda: _product(tape, numel, a.item))
     saved = [t.storage for t, other in ((a, b), (b, a)) if other.node is not None]
     return tape.record("bmm", out, (a, b), saved, _merging_bmm_backward if merges else _bmm_backward)
+
+
+def _product(tape: Tape, numel: int, item: int) -> tuple[Tensor]:
+    out = tape.new(numel, item, "bmm")
+    if tape.cuda:
+        tape.cuda.multiplies(tape, biased=False)
+    return (out,)
 
 
 def _bmm_backward(tape: Tape, node: Node, grads: Grads) -> Sequence[Tensor | None]:
@@ -93,9 +98,13 @@ def sdpa(
     each row alone; beside them it takes ``scratch`` bytes while it runs.
     """
     operation = "scaled_dot_product_attention"
-    out = tape.new(value_numel, inputs[0].item, operation)
-    statistics = tape.new(rows, FP32, operation)
-    tape.scratch(scratch, operation)
+
+    def run() -> tuple[Tensor, Tensor]:
+        results = (tape.new(value_numel, inputs[0].item, operation), tape.new(rows, FP32, operation))
+        tape.scratch(scratch, operation)
+        return results
+
+    out, statistics = tape.kept("attention", run)
     kept = (*inputs, out, statistics) if mask is None else (*inputs, out, statistics, mask)
     out.permuted = True
     return tape.record(operation, out, inputs, [x.storage for x in kept], sdpa_backward)

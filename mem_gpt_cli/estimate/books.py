@@ -104,13 +104,14 @@ class Ledger:
 
 
 class Storage:
-    """Bytes that live as long as something refers to them."""
+    """Bytes that live as long as something refers to them; ``away`` is their copy in the host's memory."""
 
-    __slots__ = ("_block", "_ledger", "nbytes", "slot")
+    __slots__ = ("_block", "_ledger", "away", "nbytes", "slot")
 
     def __init__(self, ledger: Ledger, slot: int, nbytes: int, operation: str) -> None:
         self._ledger = ledger
         self.slot = slot
+        self.away: Storage | None = None
         self.nbytes, self._block = 0, None  # there is nothing to free where the next line runs out of memory
         self._block = ledger.allocate(slot, nbytes, operation)
         self.nbytes = nbytes

@@ -42,7 +42,7 @@ def fused_attention(
             tape.cuda.dtype if q.item < FP32 else "fp32",
             masked=mask is not None,
             dropout=dropout,
-            needs_grad=tape.recording and any(x.node is not None for x in (q, k, v)),
+            needs_grad=tape.differentiates((q, k, v)),
         )
     return None if kernel == "math" else _sdpa(tape, kernel, (q, k, v), shape, mask, dropout)
 
@@ -60,17 +60,23 @@ def _sdpa(
     Without gradients the memory-efficient kernel and cuDNN make no log-sum-exp; that of the former has
     multiples of 32 rows (aten/src/ATen/native/transformers/cuda/attention.cu).
     """
-    assert tape.cuda is not None
     operation = f"_scaled_dot_product_{kernel}_attention"
-    needs_grad = tape.recording and any(x.node is not None for x in inputs)
-    states = [tape.new(1, INT64, operation) for _ in range(2)] if kernel == "cudnn" else []
-    out = tape.new(shape.output_bytes // shape.item, shape.item, operation)
+    needs_grad = tape.differentiates(inputs)
+
+    def run() -> tuple[Tensor, ...]:
+        assert tape.cuda is not None
+        states = [tape.new(1, INT64, operation) for _ in range(2)] if kernel == "cudnn" else []
+        out = tape.new(shape.output_bytes // shape.item, shape.item, operation)
+        rows = -(-shape.queries // 32) * 32 if kernel == "efficient" else shape.queries
+        if needs_grad or kernel == "flash":
+            states.append(tape.new(shape.batch * shape.heads * rows, FP32, operation))
+        tape.buffers(tape.cuda.attention(kernel, shape, dropout), operation)
+        return (out, *states)
+
+    # One that draws its dropout itself always runs again: ``checkpointing.selective``.
+    out, *states = run() if dropout else tape.kept("attention", run)
     out.permuted = True
-    rows = -(-shape.queries // 32) * 32 if kernel == "efficient" else shape.queries
     kept = [*inputs, out, *states, *([mask] if mask else ())]
-    if needs_grad or kernel == "flash":
-        kept.append(tape.new(shape.batch * shape.heads * rows, FP32, operation))
-    tape.buffers(tape.cuda.attention(kernel, shape, dropout), operation)
 
     def backward(tape: Tape, node: Node, grads: Grads) -> Sequence[Tensor | None]:
         results = sdpa_backward(tape, node, grads)

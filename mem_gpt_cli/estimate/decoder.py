@@ -7,12 +7,17 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+from mem_gpt_cli.adapters.cost import adapted, saved
 from mem_gpt_cli.attention.cost import LSH_NOT_TAKEN
 from mem_gpt_cli.attention.plan import Lsh
+from mem_gpt_cli.checkpointing.plan import Plan
 from mem_gpt_cli.errors import UnsupportedError
 from mem_gpt_cli.estimate import ops
+from mem_gpt_cli.estimate.adapters import Adapters, beside
+from mem_gpt_cli.estimate.adapters import by_layer as ranks_by_layer
 from mem_gpt_cli.estimate.blocks import block
 from mem_gpt_cli.estimate.books import FP32, INPUTS, INT64, LOGITS, WIDTHS, Ledger, Storage
+from mem_gpt_cli.estimate.checkpointing import checkpointed, offloaded
 from mem_gpt_cli.estimate.dialect import Dialect, dialect_of
 from mem_gpt_cli.estimate.forward_pass import CacheLayer, Pass
 from mem_gpt_cli.estimate.norms import norm
@@ -58,8 +63,14 @@ class Decoder:
         self.cuda = cuda
         self.weights = weights
         self.methods = methods_of(architecture, plan_of(recipe))
+        fresh, loaded = adapted(architecture, recipe), saved(recipe)
+        self.frozen = bool(fresh or loaded)
+        self.adapters = Adapters(
+            ledger, fresh, loaded, dropout=recipe.adapters.dropout or 0.0, training=self.training
+        )
         stored = by_layer(self.methods, architecture)
-        self.inner = _inner(tuple(zip(architecture.layers, stored, strict=True)))
+        ranks = ranks_by_layer((*fresh, *loaded), len(architecture.layers))
+        self.inner = _inner(tuple(zip(architecture.layers, stored, ranks, strict=True)))
         self.parameters: dict[str, Parameter] = {}
         self._vectors = Vectors.of(architecture) if cuda else Vectors()
 
@@ -67,7 +78,10 @@ class Decoder:
         """The matrix of that name, whose gradient stays with it; its bytes are on the books already."""
         if name not in self.parameters:
             method = self.methods.get(name)
-            self.parameters[name] = Parameter(numel, self.item, self.weights[0], self.training, method)
+            trainable = self.training and not self.frozen
+            self.parameters[name] = Parameter(
+                numel, self.item, self.weights[0], trainable, method, frozen=self.frozen
+            )
         return self.parameters[name]
 
     def bias(self, name: str, width: int) -> Parameter | None:
@@ -82,7 +96,8 @@ class Decoder:
 
     def trained(self) -> frozenset[Node]:
         """What keeps the gradients of the weights that the pass has used."""
-        return frozenset(p.node for p in self.parameters.values() if p.node is not None)
+        every = (*self.parameters.values(), *self.adapters.parameters.values())
+        return frozenset(p.node for p in every if p.node is not None)
 
     def take_gradients(self) -> list[Tensor]:
         """Every gradient that the pass has made; they live as long as the answer does."""
@@ -99,6 +114,7 @@ class Decoder:
             autocast=WIDTHS[self.recipe.workload.autocast],
             cuda=self.cuda,
             dtype=self.recipe.model.dtype,
+            training=self.training,
         )
 
     def forward(
@@ -127,6 +143,7 @@ class Decoder:
             past=past,
             training=self.training,
             weight=self.weight,
+            adapters=self.adapters,
             bias=self.bias,
             norm_weights=self.norm_weights,
             cache=cache,
@@ -138,12 +155,15 @@ class Decoder:
         embedded, x = self._embed(run, tokens)
         run.prepare()
         x = ops.dropout(tape, x, run.dropout(arch.embedding_dropout))
+        plan = Plan.of(self.recipe.checkpointing)
         repeats = not (tape.recording or tape.autocast or self.training or tape.cuda)
         for index, layer in enumerate(arch.layers):
             if repeats and index in self.inner:
                 _repeat_cache(run, index)
-            elif self.training and self.recipe.checkpointing.policy == "full":
-                x = self._checkpointed(run, index, x)
+            elif plan.recomputes(index):
+                x = checkpointed(run, layer, index, x, plan.keep)
+            elif plan.offloads:
+                x = offloaded(run, layer, index, x)
             else:
                 x = block(run, layer, index, x)
         x = norm(run, arch.layers[-1], x, "norm")
@@ -178,30 +198,6 @@ class Decoder:
         ledger.module = ""
         return (embedded, positions, *ids), x
 
-    def _checkpointed(self, run: Pass, index: int, x: Tensor) -> Tensor:
-        """One layer that keeps its input alone and runs again in backward (torch.utils.checkpoint)."""
-        layer, tape = self.architecture.layers[index], run.tape
-        recording, tape.recording = tape.recording, False
-        out = block(run, layer, index, x.handle())
-        tape.recording = recording
-
-        def recompute(tape: Tape, node: Node, grads: list[Tensor | None]) -> Sequence[Tensor | None]:
-            edge = node.edges[0]
-            assert node.saved is not None
-            leaf = Parameter(edge.numel, edge.item, node.saved[0], trainable=True)
-            first = len(tape.nodes)
-            tape.casts.clear()
-            again = block(run, layer, index, leaf)
-            assert again.node is not None
-            again.node.receive(tape, again.port, grads.pop())  # type: ignore[arg-type]
-            del again
-            tape.casts.clear()
-            tape.backward_until(first)
-            assert leaf.node is not None
-            return [leaf.node.grads[0]]
-
-        return tape.record("checkpoint", out, (x,), (x.storage,), recompute)
-
     def output_matrix(self) -> Parameter:
         """The matrix that makes logits of hidden states: the embedding's, where the two are tied."""
         arch = self.architecture
@@ -213,7 +209,10 @@ class Decoder:
         outer, tape.slot = tape.slot, LOGITS
         self.ledger.module = "lm_head"
         bias = self.bias("lm_head", arch.vocab)
-        logits = ops.linear(tape, x, self.output_matrix(), arch.vocab, bias=bias)
+        matrix, added = self.output_matrix(), self.adapters.of("head", arch.hidden, arch.vocab)
+        logits = ops.linear(tape, x, matrix, arch.vocab, bias=bias)
+        if added:
+            logits = beside(tape, x, logits, added, matrix.method, arch.vocab)
         if arch.final_logit_softcap:
             logits = ops.pointwise(tape, "div", logits)
             logits = ops.pointwise(tape, "tanh", logits, keeps_output=True)

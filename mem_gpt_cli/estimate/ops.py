@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mem_gpt_cli.estimate import quantized
-from mem_gpt_cli.estimate.books import CASTS, FP32
+from mem_gpt_cli.estimate.books import CASTS, FP32, WIDTHS
 from mem_gpt_cli.estimate.tape import Edge, Node, Parameter, Tape, Tensor
 
 Grads = list[Tensor | None]
@@ -218,7 +218,11 @@ def linear(
     ``bias`` is walked on CUDA alone, where its gradient takes more than its size.
     """
     if weight.method is not None:
-        return quantized.product(tape, x, weight, outputs, biased=bias is not None, slot=slot)
+        width = x.item
+        if weight.method.scheme in ("nf4", "fp4"):  # these compute in the model's width, autocast or not
+            x = cast(tape, x, WIDTHS[tape.dtype])
+        product = quantized.product(tape, x, weight, outputs, biased=bias is not None, slot=slot)
+        return cast(tape, product, width) if weight.method.backend == "bitsandbytes" else product
     rows = x.numel * outputs // weight.numel
     kernel: Tensor = weight
     added: Tensor | None = bias
@@ -226,24 +230,38 @@ def linear(
         kernel = in_autocast(tape, weight)
         x = cast(tape, x, tape.autocast)
         added = None if bias is None else in_autocast(tape, bias)
-    out = tape.new(rows * outputs, x.item, "mm", slot)
-    if tape.cuda:
-        tape.cuda.multiplies(tape, biased=bias is not None)
+    item = x.item
+    (out,) = tape.kept(
+        "products", lambda: _product(tape, rows * outputs, item, slot, biased=bias is not None)
+    )
     saved = [t.storage for t, other in ((x, kernel), (kernel, x)) if other.node is not None]
     if added is not None:
         return tape.record("addmm", out, (x, kernel, added), saved, _biased_linear_backward)
     return tape.record("mm", out, (x, kernel), saved, _linear_backward)
 
 
+def _product(tape: Tape, numel: int, item: int, slot: int | None, *, biased: bool) -> tuple[Tensor]:
+    out = tape.new(numel, item, "mm", slot)
+    if tape.cuda:
+        tape.cuda.multiplies(tape, biased=biased)
+    return (out,)
+
+
 def in_autocast(tape: Tape, weight: Parameter) -> Tensor:
-    """A weight in autocast's width, where it is on, made once for as long as the autocast context lasts."""
+    """A weight in autocast's width, where it is on, made once for as long as the autocast context lasts.
+
+    A frozen one is made anew each time (aten/src/ATen/autocast_mode.cpp, ``cached_cast``).
+    """
     if tape.autocast in (0, weight.item):
         return weight
-    if id(weight) not in tape.casts:
+    made = tape.casts.get(id(weight))
+    if made is None:
         slot, tape.slot = tape.slot, CASTS
-        tape.casts[id(weight)] = cast(tape, weight, tape.autocast)
+        made = cast(tape, weight, tape.autocast)
         tape.slot = slot
-    return tape.casts[id(weight)]
+        if not weight.frozen:
+            tape.casts[id(weight)] = made
+    return made
 
 
 def _linear_backward(tape: Tape, node: Node, grads: Grads) -> Sequence[Tensor | None]:
@@ -331,5 +349,5 @@ def grouped_linear(tape: Tape, x: Tensor, weight: Parameter, numel: int) -> Tens
     """``grouped_mm`` with stacked experts: autocast leaves it alone, ``x`` follows the weight's width."""
     x = cast(tape, x, weight.item)
     saved = [t.storage for t, other in ((x, weight), (weight, x)) if other.node is not None]
-    out = tape.new(numel, x.item, "_grouped_mm")
+    (out,) = tape.kept("products", lambda: (tape.new(numel, x.item, "_grouped_mm"),))
     return tape.record("_grouped_mm", out, (x, weight), saved, _linear_backward)

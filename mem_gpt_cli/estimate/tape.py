@@ -16,6 +16,8 @@ from mem_gpt_cli.estimate.books import GRADIENTS, KERNEL_BUFFERS, RESIDUAL, Ledg
 from mem_gpt_cli.quantization.plan import Method
 
 if TYPE_CHECKING:
+    from mem_gpt_cli.checkpointing.plan import Kept
+    from mem_gpt_cli.estimate.checkpointing import KeptResults, Offload
     from mem_gpt_cli.estimate.cuda import CudaKernels
 
 
@@ -119,14 +121,24 @@ class Node:
 
 
 class Parameter(Tensor):
-    """A weight; its node keeps the gradient until ``zero_grad``. ``method`` says how it is quantized."""
+    """A weight; its node keeps the gradient until ``zero_grad``. ``method`` says how it is quantized.
 
-    __slots__ = ("method",)
+    ``frozen`` is one that wants no gradient, in training or not.
+    """
+
+    __slots__ = ("frozen", "method")
 
     def __init__(
-        self, numel: int, item: int, storage: Storage, trainable: bool, method: Method | None = None
+        self,
+        numel: int,
+        item: int,
+        storage: Storage,
+        trainable: bool,
+        method: Method | None = None,
+        *,
+        frozen: bool = False,
     ) -> None:
-        self.method = method
+        self.method, self.frozen = method, frozen
         node = Node("accumulate_grad", (), (), _no_rule, GRADIENTS) if trainable else None
         super().__init__(numel, item, storage, node)
 
@@ -144,9 +156,12 @@ class Tape:
     """Where operations are written down: the ledger, the nodes in their order, and the mode of the run.
 
     ``autocast`` is the width in bytes of the lower precision, 0 without; ``cuda`` are the kernels of a GPU;
-    ``dtype`` is the model's, by its name in a recipe. ``adds_to`` are the nodes of weights with a gradient
+    ``dtype`` is the model's, by its name in a recipe; ``training`` says in
+    which mode its layers are. ``adds_to`` are the nodes of weights with a gradient
     already: what backward finds is added to it when the last part is known, and goes
-    (torch/csrc/autograd/functions/accumulate_grad.h).
+    (torch/csrc/autograd/functions/accumulate_grad.h). ``results`` are those that the checkpointed layer keeps
+    which is running; ``offload`` is where saved tensors wait that are ``leaving`` the device. ``trains`` says
+    that what has run unrecorded is trained.
     """
 
     def __init__(
@@ -157,7 +172,9 @@ class Tape:
         autocast: int = 0,
         cuda: CudaKernels | None = None,
         dtype: str = "fp32",
+        training: bool = False,
     ) -> None:
+        self.training = training
         self.ledger = ledger
         self.dtype = dtype
         self.recording = recording
@@ -168,6 +185,10 @@ class Tape:
         self.nodes: list[Node] = []
         self.adds_to: frozenset[Node] = frozenset()
         self.casts: dict[int, Tensor] = {}
+        self.trains = False
+        self.results: KeptResults | None = None
+        self.offload: Offload | None = None
+        self.leaving = False
 
     def new(self, numel: int, item: int, operation: str, slot: int | None = None) -> Tensor:
         """A fresh tensor; its bytes are booked under the present slot unless one is given."""
@@ -201,7 +222,11 @@ class Tape:
         rule: Rule,
     ) -> Tensor:
         """Put the node of an operation on the tape if a gradient flows to any of its inputs."""
-        if self.recording and any(x.node is not None for x in inputs):
+        if not any(x.node is not None for x in inputs):
+            return out
+        if self.recording:
+            if self.offload is not None and self.leaving:
+                saved = self.offload.leave(saved)
             out.node = Node(
                 operation, tuple(x.edge() for x in inputs), saved, rule, self.slot, module=self.ledger.module
             )
@@ -209,7 +234,17 @@ class Tape:
             for edge in out.node.edges:
                 if edge.node is not None:
                     edge.node.uses += 1
+        else:
+            self.trains = True
         return out
+
+    def kept(self, word: Kept, make: Callable[[], Sequence[Tensor]]) -> Sequence[Tensor]:
+        """The tensors that ``make`` makes; those of the forward pass where a layer keeps such and runs again."""
+        return make() if self.results is None else self.results.of(self, word, make)
+
+    def differentiates(self, inputs: Sequence[Tensor]) -> bool:
+        """Whether a gradient flows to any of the inputs, which a checkpoint's forward pass does not record."""
+        return self.results is not None or (self.recording and any(x.node is not None for x in inputs))
 
     def backward(self, root: Tensor) -> None:
         """Walk the tape from its newest node to its oldest."""
@@ -232,6 +267,8 @@ class Tape:
             return
         self.slot = node.slot
         self.ledger.module = node.module
+        if self.offload is not None:
+            node.saved = self.offload.bring(self, node.saved or ())
         results = list(node.rule(self, node, grads))
         grads.clear()
         node.saved = None

@@ -12,6 +12,7 @@ from mem_gpt_cli.recipe.refusals import (
     Refusal,
     adapters,
     attention,
+    checkpointing,
     kv_cache,
     loss,
     quantization,
@@ -71,6 +72,7 @@ def refuse_unavailable(recipe: Recipe, lens: Lens) -> None:
         kv_cache.refusals(recipe, lens),
         sampling.refusals(recipe, lens),
         training.refusals(recipe, lens),
+        checkpointing.refusals(recipe, lens),
         loss.refusals(recipe, lens),
         adapters.refusals(recipe, lens),
     ):
