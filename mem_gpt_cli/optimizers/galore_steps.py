@@ -9,6 +9,8 @@ from mem_gpt_cli.optimizers.settings import Books, Parameter, Settings
 
 FP32 = 4
 COUNTER = 4
+STATUS = 4
+TRANSPOSED_AT_ONCE = 60 * 60
 
 
 def projected(shape: Sequence[int], rank: int, *, in_layer: bool) -> bool:
@@ -77,11 +79,17 @@ def _directions(books: Books, parameter: Parameter, settings: Settings) -> None:
     least = min(rows, columns)
     copy = books.take(0 if parameter.item == FP32 else FP32 * rows * columns, "to")
     results = books.take(FP32 * (rows * least + least + least * columns), "_linalg_svd")
-    inner = books.take(svd_bytes(rows, columns, cuda=settings.cuda), "_linalg_svd")
+    inner = books.take(
+        STATUS + FP32 * rows * columns if settings.cuda else svd_bytes(rows, columns), "_linalg_svd"
+    )
     del copy, results, inner
 
 
-def svd_bytes(rows: int, columns: int, *, cuda: bool) -> int:
-    """What a singular value decomposition takes inside, beside its results."""
-    del cuda
-    return FP32 * rows * columns
+def svd_bytes(rows: int, columns: int) -> int:
+    """What a singular value decomposition takes inside on CPU, as torch's allocator counts it.
+
+    A status, a copy of the matrix, and a square of it that is transposed at once, if there are so many
+    elements (ATen/native/Copy.cpp, ``copy_transpose_valid``).
+    """
+    transposed = TRANSPOSED_AT_ONCE if rows * columns >= TRANSPOSED_AT_ONCE else 0
+    return STATUS + FP32 * (rows * columns + transposed)

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 
 from mem_gpt_cli.ledger import EventLog
+from mem_gpt_cli.trace import optimizer_kernels
+from mem_gpt_cli.trace.linear_cross_entropy import linear_cross_entropy, operator
 from mem_gpt_cli.trace.probe import Probe
 from mem_gpt_cli.trace.quantized_kernels import BITSANDBYTES, inner_product
 
@@ -46,7 +48,7 @@ class CpuKernels:
         self, log: EventLog, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any
     ) -> tuple[int, ...]:
         """By rule; and the scratch of torch's own product inside a product of bitsandbytes."""
-        rule = BITSANDBYTES.get(func._opname)
+        rule = BITSANDBYTES.get(func._opname) or optimizer_kernels.BITSANDBYTES.get(func._opname)
         storages = [] if rule is None else [log.storage(rule(args, kwargs, result), "workspace")]
         product = inner_product(func, args, kwargs)
         if product is not None and self.probe.wants(*product):
@@ -146,6 +148,8 @@ def triangle_in_place(args: tuple[Any, ...], kwargs: Mapping[str, Any], result: 
 
 
 RULES: dict[Any, Rule] = {
+    **optimizer_kernels.TORCH,
+    operator(): linear_cross_entropy,
     aten.triu_.default: triangle_in_place,
     aten.sort.default: sort,
     aten.sort.stable: sort,

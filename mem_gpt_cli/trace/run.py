@@ -22,6 +22,7 @@ from mem_gpt_cli.trace.cuda.buffers import CudaKernels
 from mem_gpt_cli.trace.cuda.steering import like_cuda
 from mem_gpt_cli.trace.faithful import like_the_real_run, unknown_tokens
 from mem_gpt_cli.trace.kernels import CpuKernels
+from mem_gpt_cli.trace.optimizer_kernels import optimizer_without_data
 from mem_gpt_cli.trace.routing import Routing, Scenario, routing
 from mem_gpt_cli.workload import Inference, Paged, workload_of
 from mem_gpt_cli.workload.build import load_model
@@ -78,6 +79,7 @@ def fake_run(
                 oracle = stack.enter_context(routing(scenario, ledger.modules.current))
             if gpu is not None:
                 stack.enter_context(like_cuda(gpu, ledger))
+            stack.enter_context(optimizer_without_data(recipe, ledger))
             if isinstance(workload, Paged):
                 stack.enter_context(unknown_tokens())
             stack.enter_context(ledger)

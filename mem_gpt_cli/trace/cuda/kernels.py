@@ -20,6 +20,7 @@ from mem_gpt_cli.devices.gpu import Gpu
 from mem_gpt_cli.devices.kernels.embedding import embedding_gradient
 from mem_gpt_cli.devices.kernels.radix_sort import radix_sort_bytes, significant_passes
 from mem_gpt_cli.devices.kernels.reductions import reduction_buffers
+from mem_gpt_cli.trace.linear_cross_entropy import linear_cross_entropy_on_cuda, operator
 
 aten = torch.ops.aten
 Rule = Callable[[Gpu, tuple[Any, ...], Mapping[str, Any], Any], Sequence[int]]
@@ -206,6 +207,19 @@ def grouped_product(
     return [60 * count, 512 * gpu.multiprocessors]
 
 
+def singular_vectors(
+    gpu: Gpu,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    result: Any,
+) -> Sequence[int]:
+    """A copy of the matrix with its columns together, and a status; what cuSOLVER asks for is not counted.
+
+    Source: ``svd_cusolver`` in ATen/native/cuda/linalg/BatchLinearAlgebraLib.cpp.
+    """
+    return [4, _nbytes(args[0])]
+
+
 def _broadcast_indices(indices: Sequence[torch.Tensor | None]) -> list[int]:
     given = [i for i in indices if i is not None]
     if len(given) < 2:
@@ -234,6 +248,7 @@ def _nbytes(tensor: torch.Tensor) -> int:
 
 
 RULES: dict[Any, Rule] = {
+    operator(): linear_cross_entropy_on_cuda,
     aten.sum.default: total,
     aten.sum.dim_IntList: total,
     aten.mean.default: total,
@@ -260,4 +275,5 @@ RULES: dict[Any, Rule] = {
     aten.sort.default: sort,
     aten.sort.stable: sort,
     aten._grouped_mm.default: grouped_product,
+    aten._linalg_svd.default: singular_vectors,
 }
