@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from itertools import islice
 from typing import Any, Literal, NamedTuple
 
 from mem_gpt_cli.attention.kv_heads import source_of
@@ -51,7 +52,10 @@ class Advice(NamedTuple):
 
 
 def advice(recipe: Recipe, report: MemoryReport, *, every: bool = False) -> tuple[Advice, ...]:
-    """Changes that lower the peak by a worthwhile part, the cheapest first, of equal price the best first.
+    """Changes that lower the peak by a worthwhile part, the cheapest first.
+
+    Of those that cost nothing, or time, the one that saves most comes first; of those that change the result,
+    the one that changes it least.
 
     Args:
         recipe: the recipe.
@@ -60,25 +64,47 @@ def advice(recipe: Recipe, report: MemoryReport, *, every: bool = False) -> tupl
     """
     source = source_of(recipe)
     recipe = as_saved(recipe, source)
-    architecture = windowed(source.architecture, recipe)
-    packed = is_packed(recipe, source)
-    least = WORTHWHILE * report.allocated_bytes
-    at_peak = report.details["at_peak_by_part"][report.peak.name]
-    found: list[Advice] = []
+    trial = Trial(recipe, windowed(source.architecture, recipe), is_packed(recipe, source), report)
     changes = list(_training(recipe) if recipe.task == "training" else _inference(recipe))
+    found: list[Advice] = []
     for price in PRICES:
-        of_price = [
-            Advice(change.name, change.set, report.allocated_bytes - peak, price)
-            for change in changes
-            if change.price == price
-            and sum(at_peak.get(part, 0) for part in change.parts or at_peak) >= least
-            and (peak := _peak(architecture, changed(recipe, change.set), packed=packed)) is not None
-            and report.allocated_bytes - peak >= least
-        ]
-        found += sorted(of_price, key=lambda one: -one.saved_bytes)
+        worthwhile = (
+            one for change in changes if change.price == price and (one := trial.of(change)) is not None
+        )
+        if price != "result":
+            found += sorted(worthwhile, key=lambda one: -one.saved_bytes)
+        elif every:
+            found += worthwhile
+        else:
+            found += islice(worthwhile, 1)
         if found and not every:
             break
     return tuple(found)
+
+
+class Trial(NamedTuple):
+    """A recipe with its estimate; ``packed`` says that its weights come quantized from a folder."""
+
+    recipe: Recipe
+    architecture: Architecture
+    packed: bool
+    report: MemoryReport
+
+    def of(self, change: Change) -> Advice | None:
+        """What a change saves, by the formula; ``None`` where that is little, or a lens would refuse it."""
+        least = WORTHWHILE * self.report.allocated_bytes
+        at_peak = self.report.details["at_peak_by_part"][self.report.peak.name]
+        if sum(at_peak.get(part, 0) for part in change.parts or at_peak) < least:
+            return None
+        recipe = changed(self.recipe, change.set)
+        try:
+            refuse_unavailable(recipe, "estimate")
+            refuse_unavailable(recipe, "profile")
+            walked = walk(self.architecture, recipe, cuda=_kernels(recipe), packed=self.packed)
+        except MemgptError:
+            return None
+        saved = self.report.allocated_bytes - max(moment.total for moment in walked.peaks.values())
+        return Advice(change.name, change.set, saved, change.price) if saved >= least else None
 
 
 def advised(recipe: Recipe, report: MemoryReport, formula: MemoryReport, *, every: bool) -> MemoryReport:
@@ -96,17 +122,6 @@ def changed(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:
     return recipe.model_copy(
         update={name: getattr(recipe, name).model_copy(update=part) for name, part in sections.items()}
     )
-
-
-def _peak(architecture: Architecture, recipe: Recipe, *, packed: bool) -> int | None:
-    """The peak of a changed recipe; ``None`` where a lens would refuse it."""
-    try:
-        refuse_unavailable(recipe, "estimate")
-        refuse_unavailable(recipe, "profile")
-        walked = walk(architecture, recipe, cuda=_kernels(recipe), packed=packed)
-    except MemgptError:
-        return None
-    return max(moment.total for moment in walked.peaks.values())
 
 
 def _kernels(recipe: Recipe) -> Any:
@@ -137,21 +152,24 @@ def _training(recipe: Recipe) -> Iterator[Change]:
     if work.batch % 2 == 0:
         halved = {"workload.batch": work.batch // 2, "workload.accumulate": 2 * work.accumulate}
         yield Change("half the batch, accumulated", halved, "time", (*_ACTIVATIONS, "logits", "inputs"))
-    if work.autocast == "none" and recipe.model.dtype == "fp32":
-        yield Change("bf16 autocast", {"workload.autocast": "bf16"}, "result", (*_ACTIVATIONS, "logits"))
-        yield Change("weights in bf16", {"model.dtype": "bf16"}, "result")
-    yield from _fewer_states(recipe)
+    yield from _narrower(recipe)
 
 
 _NAMES = {"adamw": "AdamW", "sgd": "SGD"}
 
 
-def _fewer_states(recipe: Recipe) -> Iterator[Change]:
-    """Narrower optimizer states, or none for most weights."""
-    if recipe.optimizer.name == "adamw":
-        plain = {"optimizer.implementation": "auto"} if recipe.optimizer.implementation != "auto" else {}
+def _narrower(recipe: Recipe) -> Iterator[Change]:
+    """Narrower activations and states, or none of these for most weights."""
+    work, optimizer = recipe.workload, recipe.optimizer
+    wide = work.autocast == "none" and recipe.model.dtype == "fp32"
+    if wide:
+        yield Change("bf16 autocast", {"workload.autocast": "bf16"}, "result", (*_ACTIVATIONS, "logits"))
+    if optimizer.name == "adamw":
+        plain = {"optimizer.implementation": "auto"} if optimizer.implementation != "auto" else {}
         eight = {"optimizer.name": "adamw_8bit", **plain}
         yield Change("8-bit AdamW", eight, "result", ("optimizer state", "optimizer temporaries"))
+    if wide:
+        yield Change("weights in bf16", {"model.dtype": "bf16"}, "result")
     if recipe.adapters.kind == "none":
         yield Change("LoRA", {"adapters.kind": "lora"}, "result", _UPDATED)
         nf4 = {"adapters.kind": "qlora", "quantization.scheme": "nf4"}
@@ -174,8 +192,8 @@ def _inference(recipe: Recipe) -> Iterator[Change]:
         yield Change("a paged cache, without padding", paged, "time", (*_CACHE, *_ACTIVATIONS, "logits"))
     if recipe.model.dtype == "fp32" and work.autocast == "none":
         yield Change("weights in bf16", {"model.dtype": "bf16"}, "result")
+    if cache.kind == "dynamic":
+        yield Change("an fp8 cache", {"kv_cache.kind": "quantized"}, "result", _CACHE)
     if recipe.quantization.scheme == "none":
         for scheme in ("int8", "nf4"):
             yield Change(f"{scheme} weights", {"quantization.scheme": scheme}, "result", _WEIGHTS)
-    if cache.kind == "dynamic":
-        yield Change("an fp8 cache", {"kv_cache.kind": "quantized"}, "result", _CACHE)
