@@ -15,6 +15,7 @@ from mem_gpt_cli.recipe.refusals import (
     checkpointing,
     kv_cache,
     loss,
+    optimizer,
     quantization,
     sampling,
     training,
@@ -75,6 +76,7 @@ def refuse_unavailable(recipe: Recipe, lens: Lens) -> None:
         checkpointing.refusals(recipe, lens),
         loss.refusals(recipe, lens),
         adapters.refusals(recipe, lens),
+        optimizer.refusals(recipe, lens),
     ):
         for path, reason in refusals:
             first.setdefault(path, reason)
