@@ -70,21 +70,22 @@ def _chunk(decoder: Decoder, tape: Tape, part: Tensor, rows: int) -> Tensor:
     """The summed cross entropy of some rows (torch.utils.checkpoint, not reentrant)."""
     matrix = decoder.output_matrix()
     kernel = ops.in_autocast(tape, matrix)
+    cast = None if kernel is matrix else kernel.node
     recording, tape.recording = tape.recording, False
     out = _cross_entropy(tape, _widened(tape, decoder.head(tape, part.handle())), rows)
     tape.recording = recording
 
     def recompute(tape: Tape, node: Node, grads: ops.Grads) -> Sequence[Tensor | None]:
-        edge = node.edges[0]
+        edge, to_matrix = node.edges
         assert node.saved is not None
         leaf = Parameter(edge.numel, edge.item, node.saved[0], trainable=True)
         first = len(tape.nodes)
         tape.casts.clear()
-        if kernel is not matrix:  # cast anew, but its gradient goes where that of the first cast goes
-            again_cast = tape.new(kernel.numel, kernel.item, "_to_copy", CASTS)
-            again_cast.node = kernel.node
-            tape.casts[id(matrix)] = again_cast
-            del again_cast
+        if (
+            cast is not None
+        ):  # the matrix is cast anew, but its gradient goes where that of the first cast goes
+            tape.casts[id(matrix)] = tape.new(to_matrix.numel, to_matrix.item, "_to_copy", CASTS)
+            tape.casts[id(matrix)].node = cast
         again = _cross_entropy(tape, _widened(tape, decoder.head(tape, leaf)), rows)
         tape.casts.clear()
         assert again.node is not None

@@ -30,8 +30,9 @@ def linear_cross_entropy_on_cuda(
     kwargs: Mapping[str, Any],  # noqa: ARG001
     result: Any,  # noqa: ARG001
 ) -> Sequence[int]:
-    """Half the chunk of the CPU's in half precision, no fp32 sums of the matrix's gradient, and bf16's logits
-    once more as bf16.
+    """A chunk half as long as the CPU's in half precision, and no fp32 sums of the matrix's gradient.
+
+    bf16's logits are there once more as bf16.
 
     Source: ``_ChunkContext`` in torch/nn/modules/linear_cross_entropy.py of torch 2.13, with ``is_cuda``.
     """
