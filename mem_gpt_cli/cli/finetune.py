@@ -95,7 +95,7 @@ def _train(request: Request, recipe: Recipe, out: Path, resume: bool) -> None:
     from mem_gpt_cli.finetune.train import train
 
     logging.disable_progress_bar()
-    processes = Processes.join()
+    processes = Processes.join(cpu=recipe.device.type == "cpu")
     job = prepare(recipe, out, processes)
     if processes.is_first:
         _say_what_begins(job)

@@ -33,8 +33,11 @@ class Processes:
     local_rank: int = 0
 
     @classmethod
-    def join(cls) -> Processes:
+    def join(cls, *, cpu: bool) -> Processes:
         """Meet the processes that accelerate's launcher started; without one there is this one alone.
+
+        Args:
+            cpu: they train on the CPU, and not each on a GPU of its own.
 
         Raises:
             UsageError: where the launcher was told to shard the model.
@@ -46,13 +49,13 @@ class Processes:
             if os.environ.get(variable, "false").lower() in ("1", "true"):
                 raise UsageError(
                     f"accelerate was told to use {name}, and memgpt trains whole copies of the model side by "
-                    "side: launch it with --multi_gpu (or --cpu) alone"
+                    "side: launch it with --multi_gpu alone"
                 )
         try:
             from accelerate import PartialState
         except ImportError as error:
-            raise MissingExtraError("accelerate", "finetune", "training in several processes") from error
-        state: Any = PartialState(cpu=os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true"))
+            raise MissingExtraError("accelerate", "training", "training in several processes") from error
+        state: Any = PartialState(cpu=cpu)
         return cls(state.num_processes, state.process_index, state.local_process_index)
 
     @property

@@ -96,7 +96,20 @@ def _restore_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any
     optimizer.state.clear()
     for number, parameter in _numbered(optimizer):
         if number in saved["state"]:
-            optimizer.state[parameter] = saved["state"][number]
+            optimizer.state[parameter] = _paged(optimizer, parameter, saved["state"][number])
+
+
+def _paged(optimizer: Any, parameter: torch.nn.Parameter, state: dict[str, Any]) -> dict[str, Any]:
+    """The state as the optimizer keeps it: a paged one of bitsandbytes, on a GPU, has moments in memory that
+    the driver moves, which no file can be read into."""
+    if not getattr(optimizer, "is_paged", False) or parameter.device.type != "cuda":
+        return state
+    found = dict(state)
+    for name in ("state1", "state2"):
+        if name in state:
+            found[name] = optimizer.get_state_buffer(parameter, dtype=state[name].dtype)
+            found[name].copy_(state[name])
+    return found
 
 
 def _numbered(optimizer: torch.optim.Optimizer) -> Iterator[tuple[int, torch.nn.Parameter]]:

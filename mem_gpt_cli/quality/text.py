@@ -35,10 +35,15 @@ def read_text(name: str) -> str:
         UsageError: if it cannot be read.
     """
     if name == SAMPLE:
-        with gzip.open(tiny.folder() / "held_out.json.gz", "rt", encoding="utf-8") as file:
-            return "\n\n".join(json.load(file))
+        return "\n\n".join(sample_texts())
     with reading(name, "quality.text"):
         return "\n\n".join(path.read_text(encoding="utf-8") for path in _files(name))
+
+
+def sample_texts() -> list[str]:
+    """The addresses of the sample, one by one."""
+    with gzip.open(tiny.folder() / "held_out.json.gz", "rt", encoding="utf-8") as file:
+        return [str(text) for text in json.load(file)]
 
 
 def _files(name: str) -> list[Path]:

@@ -1,0 +1,1 @@
+"""What `memgpt finetune` promises, measured."""
