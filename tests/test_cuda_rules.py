@@ -15,23 +15,25 @@ import pytest
 from mem_gpt_cli.devices.kernels.bitsandbytes import reads_four_bits
 from mem_gpt_cli.devices.kernels.cublas import lt_workspace_bytes, workspace_bytes
 from mem_gpt_cli.ledger.accumulation import sums_in_place
-from mem_gpt_cli.optimizers.cost import implementation
+from mem_gpt_cli.optimizers.settings import implementation
 from mem_gpt_cli.trace.cuda import attention_kernels, bitsandbytes_kernels, kernels
 from mem_gpt_cli.trace.cuda.autocast import cuda_autocast_lists
 from mem_gpt_cli.trace.cuda.births import BIRTHS
 from mem_gpt_cli.trace.cuda.blas import adds_bias_in_kernel, operand_copies
 from mem_gpt_cli.trace.cuda.caches import moved_numbers, offloaded_layers
 from mem_gpt_cli.trace.cuda.composites import dropout, log_softmax, softmax
-from mem_gpt_cli.trace.cuda.host import host_tensors
+from mem_gpt_cli.trace.cuda.host import host_tensors, offloaded_activations
 from mem_gpt_cli.trace.cuda.sdpa_choice import choose_kernel
+from mem_gpt_cli.trace.optimizer_kernels import paged_moments
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "cuda.md").read_text(encoding="utf-8")
 
 STEERING = (
     *(host_tensors, cuda_autocast_lists, softmax, log_softmax, dropout, choose_kernel),
-    *(sums_in_place, implementation, operand_copies, adds_bias_in_kernel),
+    *(paged_moments, sums_in_place, implementation, operand_copies, adds_bias_in_kernel),
     *(workspace_bytes, lt_workspace_bytes, offloaded_layers, moved_numbers, reads_four_bits),
+    offloaded_activations,
 )
 BUFFERS = (
     *attention_kernels.RULES.values(),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from mem_gpt_cli.estimate.books import SLOTS, Moment
 from mem_gpt_cli.model.architecture import Architecture
+from mem_gpt_cli.optimizers.notes import temporaries_of
 from mem_gpt_cli.recipe.schema import Recipe
 from mem_gpt_cli.report.model import Phase
 
@@ -66,7 +67,7 @@ def _name(slot: tuple[str, str], architecture: Architecture, recipe: Recipe) -> 
         "inputs": "token ids and positions",
         "gradients": "the gradients",
         "optimizer state": f"the optimizer state ({recipe.optimizer.name})",
-        "optimizer temporaries": "temporaries of the optimizer's step",
+        "optimizer temporaries": f"temporaries of the optimizer's step ({temporaries_of(recipe)})",
         "kernel buffers": "the kernels' own buffers",
         "weight casts": f"autocast's {recipe.workload.autocast} copies of the weights",
         "adapters": "the adapters",

@@ -6,8 +6,10 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from mem_gpt_cli.estimate.dialect import dialect_of
+from mem_gpt_cli.estimate.parameters import trainable
 from mem_gpt_cli.kv_cache import cost as cache_cost
 from mem_gpt_cli.kv_cache.paged_schedule import pages_needed
+from mem_gpt_cli.optimizers.notes import notes as optimizer_notes
 from mem_gpt_cli.quantization import cost as quantization_cost
 from mem_gpt_cli.quantization.plan import plan_of
 from mem_gpt_cli.recipe.paging import Paging
@@ -28,6 +30,7 @@ def caveats(recipe: Recipe, source: ModelSource, architecture: Architecture) -> 
         *_experts(architecture),
         *_loading(architecture),
         *_quantization(recipe, source),
+        *_optimizer(recipe, architecture),
         *_device(recipe),
         *source.notes,
     )
@@ -110,6 +113,11 @@ def _loading(architecture: Architecture) -> Iterator[str]:
             "the code of gpt_bigcode makes a mask of all positions while it loads, which the formula leaves "
             "out of that phase; add --trace for it"
         )
+
+
+def _optimizer(recipe: Recipe, architecture: Architecture) -> Iterator[str]:
+    if recipe.task == "training":
+        yield from optimizer_notes(recipe, trainable(architecture, recipe))
 
 
 def _quantization(recipe: Recipe, source: ModelSource) -> Iterator[str]:

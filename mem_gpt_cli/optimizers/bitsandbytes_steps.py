@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from mem_gpt_cli.optimizers.settings import Books, Parameter, Settings
+from mem_gpt_cli.recipe.schema import Recipe
 
 Rule = Literal["adam", "lion"]
 
@@ -37,6 +38,11 @@ def step(books: Books, parameters: Sequence[Parameter], settings: Settings, *, f
         if not settings.cuda:
             update = books.take(update_bytes(parameter.numel, parameter.item), "optimizer_update")
             del update
+
+
+def grows_within_a_step(recipe: Recipe) -> bool:
+    """Whether the only step makes the state as it goes: its peak is then not linear in the depth."""
+    return recipe.task == "training" and recipe.optimizer.name in RULES and recipe.workload.steps == 1
 
 
 def keep_moments(books: Books, numel: int, rule: Rule, *, paged: bool = False) -> None:

@@ -11,7 +11,7 @@ import torch
 
 from mem_gpt_cli.optimizers.galore import GaLore
 from mem_gpt_cli.optimizers.galore_steps import projected
-from mem_gpt_cli.optimizers.settings import DEFAULT_UPDATE_EVERY, Settings
+from mem_gpt_cli.optimizers.settings import DEFAULT_UPDATE_EVERY, Parameter, Settings
 from mem_gpt_cli.recipe.schema import Recipe
 
 _IN_LAYER = re.compile(r"\.\d+\.")
@@ -37,6 +37,15 @@ def state_tensors(optimizer: torch.optim.Optimizer) -> Iterator[torch.Tensor]:
                 yield value
     if isinstance(optimizer, GaLore):
         yield from optimizer.maps
+
+
+def listed(model: torch.nn.Module) -> list[Parameter]:
+    """The shapes of what a model trains, as formulas take them."""
+    return [
+        Parameter(tuple(p.shape), p.element_size(), _IN_LAYER.search(name) is not None)
+        for name, p in model.named_parameters()
+        if p.requires_grad
+    ]
 
 
 Named = dict[str, torch.nn.Parameter]
@@ -87,16 +96,17 @@ def _bitsandbytes(named: Named, recipe: Recipe, settings: Settings) -> torch.opt
 
 
 def _galore(named: Named, recipe: Recipe, settings: Settings) -> torch.optim.Optimizer:
-    in_layer = {name: _IN_LAYER.search(name) is not None for name in named}
     return GaLore(
-        [{"params": [p], "rank": _rank(p, settings, in_layer[name])} for name, p in named.items()],
+        [{"params": [p], "rank": _rank(name, p, settings)} for name, p in named.items()],
         update_every=recipe.optimizer.update_every or DEFAULT_UPDATE_EVERY,
         bits=settings.bits,
         **_common(recipe),
     )
 
 
-def _rank(parameter: torch.nn.Parameter, settings: Settings, in_layer: bool) -> int | None:
+def _rank(name: str, parameter: torch.nn.Parameter, settings: Settings) -> int | None:
+    """The rank of a matrix in a layer that has more; ``None`` for all other parameters."""
+    in_layer = _IN_LAYER.search(name) is not None
     return settings.rank if projected(parameter.shape, settings.rank, in_layer=in_layer) else None
 
 

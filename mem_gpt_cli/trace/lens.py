@@ -14,6 +14,9 @@ from mem_gpt_cli.devices.card import Card, card_of, summary_of
 from mem_gpt_cli.devices.verdict import Verdict, verdict_on
 from mem_gpt_cli.ledger.timeline import run_title, timeline_of
 from mem_gpt_cli.model.facts import summarise
+from mem_gpt_cli.optimizers.bitsandbytes_steps import grows_within_a_step
+from mem_gpt_cli.optimizers.build import listed
+from mem_gpt_cli.optimizers.notes import notes as optimizer_notes
 from mem_gpt_cli.quantization.cost import kept_note
 from mem_gpt_cli.quantization.modules import parameter_count
 from mem_gpt_cli.quantization.saved import as_saved
@@ -62,9 +65,10 @@ def trace(
     full_depth = full_depth or events is not None or timeline is not None
     with intra_op_threads(recipe.device.threads):
         whole = build_on_meta(source, recipe)
-        plan = None if full_depth or card else plan_depth(whole, recipe.task)
+        plan = None if full_depth or card or grows_within_a_step(recipe) else plan_depth(whole, recipe.task)
         dry = DryRunner(source, recipe, full_depth=full_depth, card=card).run(plan)
     dry.warnings.extend((*source.notes, *attention_note(whole, recipe), *kept_note(source, recipe)))
+    dry.warnings.extend(optimizer_notes(recipe, listed(whole)))
     dry.details["attention_kernels"] = kernels_that_ran(
         (place.operator for place in dry.places), implementation(recipe)
     )
