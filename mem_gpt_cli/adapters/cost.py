@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from mem_gpt_cli.adapters.folder import read_adapter
 from mem_gpt_cli.adapters.targets import Matrix, targeted
 from mem_gpt_cli.model.architecture import Architecture
 from mem_gpt_cli.quantization.placement import HEAD, layers_with, matrix_of, role_of
@@ -61,6 +62,19 @@ def adapted(architecture: Architecture, recipe: Recipe) -> Sequence[Adapted]:
     return [one for one in found if one.module in chosen]
 
 
+def saved(recipe: Recipe) -> Sequence[Adapted]:
+    """The matrices that a recipe's saved adapters stand beside, once for each of them.
+
+    Raises:
+        UsageError: for a folder without an adapter.
+    """
+    return [
+        Adapted(one.module, _layer_of(one.module), one.outputs, one.inputs, one.rank)
+        for folder in recipe.adapters.load
+        for one in read_adapter(folder).factors
+    ]
+
+
 def factor_bytes(architecture: Architecture, recipe: Recipe) -> list[int]:
     """Bytes of each factor, in the order in which a model names them."""
     return [nbytes for one in adapted(architecture, recipe) for nbytes in one.factors]
@@ -82,3 +96,8 @@ def matrices(architecture: Architecture) -> Sequence[Adapted]:
         for index in layers_with(architecture, tensor):
             layers[index].append(Adapted(f"{before}{index}{after}", index, rows, columns, 0))
     return [*(one for layer in layers for one in layer), *head]
+
+
+def _layer_of(module: str) -> int | None:
+    """The number of the layer that a path leads into."""
+    return next((int(part) for part in module.split(".") if part.isdecimal()), None)

@@ -210,9 +210,12 @@ class Decoder:
         self.ledger.module = "lm_head"
         bias = self.bias("lm_head", arch.vocab)
         matrix, added = self.output_matrix(), self.adapters.of("head", arch.hidden, arch.vocab)
-        logits = ops.linear(tape, x, matrix, arch.vocab, bias=bias)
         if added:
-            logits = beside(tape, x, logits, added, matrix.method, arch.vocab)
+            logits = beside(
+                tape, x, ops.linear(tape, x, matrix, arch.vocab, bias=bias), added, matrix.method, arch.vocab
+            )
+        else:
+            logits = ops.linear(tape, x, matrix, arch.vocab, bias=bias)
         if arch.final_logit_softcap:
             logits = ops.pointwise(tape, "div", logits)
             logits = ops.pointwise(tape, "tanh", logits, keeps_output=True)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from mem_gpt_cli.attention import cost as attention_cost
 from mem_gpt_cli.attention.plan import Lsh
 from mem_gpt_cli.estimate import ops
+from mem_gpt_cli.estimate.adapters import Adapters, beside
 from mem_gpt_cli.estimate.books import FP32, INPUTS, MASK
 from mem_gpt_cli.estimate.dialect import Dialect
 from mem_gpt_cli.estimate.tape import Parameter, Tape, Tensor
@@ -63,6 +64,7 @@ class Pass:
     lsh: Lsh | None = None
     training: bool = False
     weight: Callable[[str, int], Parameter] = field(kw_only=True)
+    adapters: Adapters = field(kw_only=True)
     bias: Callable[[str, int], Parameter | None] = field(kw_only=True)
     norm_weights: Callable[[str, int], Sequence[Parameter]] = field(kw_only=True)
     cache: dict[int, CacheLayer] | None = None
@@ -83,9 +85,19 @@ class Pass:
         return self.batch * self.tokens
 
     def project(self, x: Tensor, name: str, inputs: int, outputs: int) -> Tensor:
-        """``x`` times the matrix of that name, plus its bias."""
-        weight = self.weight(name, inputs * outputs)
-        return ops.linear(self.tape, x, weight, outputs, bias=self.bias(name, outputs))
+        """``x`` times the matrix of that name, plus its bias and the products of its adapters."""
+        weight, bias = self.weight(name, inputs * outputs), self.bias(name, outputs)
+        added = self.adapters.of(name, inputs, outputs)
+        if not added:
+            return ops.linear(self.tape, x, weight, outputs, bias=bias)
+        return beside(
+            self.tape,
+            x,
+            ops.linear(self.tape, x, weight, outputs, bias=bias),
+            added,
+            weight.method,
+            outputs,
+        )
 
     @contextmanager
     def inside(self, slot: int, module: str) -> Iterator[None]:

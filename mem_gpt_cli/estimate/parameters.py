@@ -130,15 +130,21 @@ def by_layer(methods: Mapping[str, Method], architecture: Architecture) -> Seque
     return layers
 
 
-def _walked_names(one: Placed) -> Sequence[str]:
-    """What a matrix is called in the walk; a gate and its up projection may be one matrix."""
-    if one.layer is None:
-        return ["embedding" if one.tensor.kind == "embedding" else "head"]
-    around = f"layers.{one.layer}."
-    if "shared_expert" in one.module:
+def names_in_walk(module: str, layer: int | None) -> Sequence[str]:
+    """What the matrix of a module is called in the walk; a gate and its up projection may be one matrix."""
+    if layer is None:
+        return ["head"]
+    around = f"layers.{layer}."
+    if "shared_expert" in module:
         around += "mlp.shared_experts."
-    roles = [role for role, names in _ROLES.items() if any(f".{one.module}".endswith(f".{n}") for n in names)]
+    roles = [role for role, names in _ROLES.items() if any(f".{module}".endswith(f".{n}") for n in names)]
     return [f"{around}{'mlp.' if role in _IN_MLP and 'mlp.' not in around else ''}{role}" for role in roles]
+
+
+def _walked_names(one: Placed) -> Sequence[str]:
+    if one.layer is None and one.tensor.kind == "embedding":
+        return ["embedding"]
+    return names_in_walk(one.module, one.layer)
 
 
 def _in_order(tensors: Sequence[Tensor]) -> Sequence[Tensor]:

@@ -9,11 +9,14 @@ written out above all, is workspace (``ledger.Ledger`` labels it so too); the re
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 from mem_gpt_cli.devices.kernels.bitsandbytes import multiplies_integers, reads_four_bits
-from mem_gpt_cli.estimate.books import FP32, KERNEL_BUFFERS
+from mem_gpt_cli.estimate.books import FP32, KERNEL_BUFFERS, WIDTHS
+from mem_gpt_cli.estimate.quantized_backward import gradient_of_input
 from mem_gpt_cli.estimate.tape import Parameter, Tape, Tensor
+from mem_gpt_cli.estimate.written_out import from_int8, unpacked, values
 from mem_gpt_cli.quantization.cost import INT8, blocks_of, native_layout, rows_at_once
 from mem_gpt_cli.quantization.plan import Method
 
@@ -59,15 +62,24 @@ def product(
     method, inputs = weight.method, weight.numel // outputs
     assert method is not None
     run = Product(tape, x, method, x.numel // inputs, inputs, outputs, biased, slot)
+    out = _forward(run)
+    rule = partial(gradient_of_input, method=method, inputs=inputs, outputs=outputs)
+    return tape.record("mm", out, (x,), (), rule)
+
+
+def _forward(run: Product) -> Tensor:
+    method = run.method
     if method.backend == "native":
         return _native(run)
     if method.backend == "torchao":
         if method.scheme == "int4":
             return run.result()
         return _by_rows(run) if method.mapping == "symmetric" else _affine(run)
-    if method.scheme == "int8":
-        return _eight_bit_on_cuda(run) if tape.cuda else _eight_bit(run)
-    return _four_bit(run)
+    if method.scheme != "int8":
+        return _four_bit(run)
+    if run.tape.cuda:
+        return _eight_bit_on_cuda(run)
+    return _eight_bit_in_training(run) if run.tape.training else _eight_bit(run)
 
 
 def lookup(tape: Tape, table: Parameter, tokens: int, width: int) -> Tensor:
@@ -84,7 +96,7 @@ def lookup(tape: Tape, table: Parameter, tokens: int, width: int) -> Tensor:
         if method.mapping == "asymmetric"
         else None
     )
-    out = _unpacked(tape, method, tokens, width, table.item, None if padded == width else KERNEL_BUFFERS)
+    out = unpacked(tape, method, tokens, width, table.item, None if padded == width else KERNEL_BUFFERS)
     if padded != width:
         out = tape.new(tokens * width, table.item, "clone")
     del codes, scales, zeros
@@ -110,6 +122,14 @@ def _four_bit(run: Product) -> Tensor:
     out = run.result()
     run.multiplied()
     del full, maxima
+    return out
+
+
+def _eight_bit_in_training(run: Product) -> Tensor:
+    """On the CPU the matrix is written out instead (``bitsandbytes_layers._EightBitProduct``)."""
+    full = from_int8(run.tape, run.weights, run.outputs, run.x.item)
+    out = run.result()
+    del full
     return out
 
 
@@ -194,7 +214,7 @@ def _by_rows(run: Product) -> Tensor:
 
 def _affine(run: Product) -> Tensor:
     """The matrix is written out, then one product."""
-    full = _values(run.tape, run.weights, run.outputs, run.x.item, zeros=True)
+    full = values(run.tape, run.weights, run.outputs, run.x.item, zeros=True)
     out = run.result()
     run.multiplied()
     del full
@@ -203,10 +223,12 @@ def _affine(run: Product) -> Tensor:
 
 def _native(run: Product) -> Tensor:
     """Some rows of the matrix at a time: written out, multiplied, and copied into the result."""
-    tape, item = run.tape, run.x.item
+    tape, item = run.tape, WIDTHS[run.tape.dtype]
+    if run.x.item != item:
+        run = run._replace(x=run.buffer(run.x.numel, item, "_to_copy"))
     step = rows_at_once(run.method, run.inputs)
     if run.outputs <= step:
-        full = _unpacked(tape, run.method, run.outputs, run.inputs, item)
+        full = unpacked(tape, run.method, run.outputs, run.inputs, item)
         out = run.result()
         run.multiplied()
         del full
@@ -214,36 +236,8 @@ def _native(run: Product) -> Tensor:
     out = run.result()
     for first in range(0, run.outputs, step):
         rows = min(step, run.outputs - first)
-        full = _unpacked(tape, run.method, rows, run.inputs, item)
+        full = unpacked(tape, run.method, rows, run.inputs, item)
         part = run.buffer(run.rows * rows, run.x.item, "mm")
         run.multiplied()
         del full, part
     return out
-
-
-def _unpacked(
-    tape: Tape, method: Method, rows: int, columns: int, item: int, slot: int | None = KERNEL_BUFFERS
-) -> Tensor:
-    """``packing.unpack``: two codes a byte are taken apart, then ``_values``."""
-    padded, groups = native_layout(method, columns)
-    codes = tape.new(rows * padded, INT8, "bitwise_and", KERNEL_BUFFERS) if method.scheme == "int4" else None
-    asymmetric = method.mapping == "asymmetric"
-    values = _values(tape, rows * padded, rows * groups, item, zeros=asymmetric, slot=slot)
-    del codes
-    return values
-
-
-def _values(
-    tape: Tape, numel: int, groups: int, item: int, *, zeros: bool, slot: int | None = KERNEL_BUFFERS
-) -> Tensor:
-    """``dequantize_affine``: the codes in the dtype, less their zero points, times their scales.
-
-    ``slot`` is what the values are booked under; all before them is workspace.
-    """
-    values = [tape.new(numel, item, "_to_copy", KERNEL_BUFFERS)]
-    if zeros:
-        points = tape.new(groups, item, "_to_copy", KERNEL_BUFFERS)
-        values = [tape.new(numel, item, "sub", KERNEL_BUFFERS)]
-        del points
-    values.append(tape.new(numel, item, "mul", slot))
-    return values.pop()
