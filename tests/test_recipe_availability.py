@@ -39,6 +39,7 @@ BESIDE: dict[str, tuple[str, ...]] = {
     "attention.backend=lsh": ("kv_cache.kind=dynamic",),
     "kv_cache.kind=offloaded": ("device=cuda",),
     "kv_cache.kind=sliding": ("kv_cache.window=64",),
+    "optimizer.name=paged_adamw_8bit": ("device=cuda",),
     "quantization.backend=bitsandbytes": ("quantization.scheme=int8",),
     "quantization.backend=torchao": ("quantization.scheme=int8",),
     "quantization.backend=native": ("quantization.scheme=int8",),
