@@ -373,7 +373,10 @@ def test_the_gpus_cells_cover_what_they_should() -> None:
         ({recipe.quantization.scheme for recipe in recipes}, {"none", "int8", "int4", "nf4"}),
         ({recipe.model.dtype for recipe in recipes}, {"fp32", "bf16"}),
         ({recipe.workload.autocast for recipe in recipes}, {"none", "bf16"}),
-        ({recipe.checkpointing.policy for recipe in recipes}, {"none", "full"}),
+        (
+            {recipe.checkpointing.policy for recipe in recipes},
+            {"none", "full", "every_n", "selective", "offload"},
+        ),
         ({recipe.optimizer.implementation for recipe in recipes}, {"auto", "loop", "fused"}),
         ({recipe.model.dropout for recipe in recipes}, {None, 0.0}),
         ({recipe.workload.hold_outputs for recipe in recipes}, {True, False}),

@@ -43,6 +43,25 @@ CELLS = {
         "checkpointing.policy=full",
         "optimizer.implementation=fused",
     ],
+    "every second layer recomputed": [*GPT2, "task=training", "workload.seq=96", "checkpointing.policy=every_n"],
+    "kept results under autocast, accumulated": [
+        *GPT2,
+        "model.dropout=0",
+        "task=training",
+        "workload.seq=96",
+        "workload.accumulate=2",
+        "workload.autocast=bf16",
+        "checkpointing.policy=selective",
+    ],
+    "kept results, plain attention": [
+        *LLAMA,
+        "task=training",
+        "workload.seq=128",
+        "workload.batch=2",
+        "attention.backend=eager",
+        "workload.hold_outputs=true",
+        "checkpointing.policy=selective",
+    ],
     "generation": [*LLAMA, "workload.seq=96", "workload.new_tokens=6"],
 }
 

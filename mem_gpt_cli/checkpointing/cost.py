@@ -12,6 +12,11 @@ from mem_gpt_cli.model.architecture import Attention, Layer, Mlp
 FP32 = 4
 LEAST_BYTES = 4096
 """Saved storages below that many bytes are not worth a copy to the host, and stay."""
+CHANGED_IN_PLACE = (
+    "checkpointing.keep: this model's code changes the result of a product in place, so that it cannot be "
+    "kept: write keep: [attention], or choose full"
+)
+"""Why a model is refused that adds something else to the result of its last product."""
 
 
 def kept_bytes(plan: Plan, layer: Layer, hidden: int, rows: int, item: int, *, fused: bool = True) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from mem_gpt_cli.checkpointing.offload import Offload
+from mem_gpt_cli.checkpointing.offload import ATTRIBUTE, Offload
 from mem_gpt_cli.checkpointing.plan import Plan
 from mem_gpt_cli.checkpointing.selective import contexts_of
 from mem_gpt_cli.errors import UnsupportedError
@@ -37,6 +37,7 @@ def enable_checkpointing(model: Any, recipe: Recipe) -> None:
     enable(options)  # transformers before 5.20 has the older name alone
     model.disable_input_require_grads()  # what reentrant checkpoints of a frozen model would need
     offload = Offload() if plan.offloads else None
+    setattr(model, ATTRIBUTE, offload)
     for index, layer in enumerate(layers):
         layer.gradient_checkpointing = plan.offloads or plan.recomputes(index)
         if offload is not None:

@@ -2,9 +2,9 @@
 
 torch's ``save_on_cpu`` copies every saved tensor each time that it is saved, weights too. Here what a layer
 holds anyway (its parameters and buffers) stays where it is, and each storage goes to the host once, however
-many views of it are saved, and as the bytes that it is, so that no copy is made on the device first. The copies run
-on the compute stream: the allocator may give a storage's memory away as soon as it is freed, and what is
-live on the device is the same in every run.
+many views of it are saved, and as the bytes that it is, so that no copy is made on the device first. The
+copies run on the compute stream: the allocator may give a storage's memory away as soon as it is freed, and
+what is live on the device is the same in every run.
 """
 
 from __future__ import annotations
@@ -19,6 +19,9 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.weak import TensorWeakRef
 
 from mem_gpt_cli.checkpointing.cost import LEAST_BYTES
+
+ATTRIBUTE = "_memgpt_offload"
+"""Where a model has its ``Offload``."""
 
 
 def to_host(flat: Tensor) -> Tensor:
@@ -110,6 +113,12 @@ class Offload:
 
     def _gone(self, nbytes: int) -> None:
         self.live -= nbytes
+
+
+def details_of(model: torch.nn.Module) -> dict[str, int]:
+    """What a report adds of a model's run: the most bytes that waited on the host at once, if any did."""
+    offload = getattr(model, ATTRIBUTE, None)
+    return {} if offload is None else {"offloaded_bytes": offload.highest}
 
 
 def _return(saved: Tensor | View) -> Tensor:

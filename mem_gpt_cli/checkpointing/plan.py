@@ -29,14 +29,12 @@ class Plan:
     @classmethod
     def of(cls, section: Checkpointing) -> Plan:
         """The recipe's values, or those that stand in for them."""
-        return cls(
-            section.policy,
-            (section.every or EVERY) if section.policy == "every_n" else 1,
-            (frozenset(section.keep) if section.keep else KEPT) if section.policy == "selective" else frozenset(),
-        )
+        every = (section.every or EVERY) if section.policy == "every_n" else 1
+        keep = frozenset(section.keep or KEPT) if section.policy == "selective" else frozenset()
+        return cls(section.policy, every, keep)
 
     def recomputes(self, layer: int) -> bool:
-        """Whether the layer of that number, from 0, runs again in backward: the first, and each n-th after."""
+        """Whether the layer of that number runs again in backward: layer 0, and each n-th after it."""
         return self.policy in ("full", "every_n", "selective") and layer % self.every == 0
 
     @property

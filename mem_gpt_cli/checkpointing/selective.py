@@ -5,8 +5,8 @@ pass. Kept are
 
 ``attention``
     what the fused kernels return: output, log-sum-exp and what else backward reads. Attention written out in
-    products (eager, and SDPA's math) has no such kernel: there the results of its two batched products, scores
-    and weighted values, are kept, and the softmax between them runs again.
+    products (eager, and SDPA's math) has no such kernel: there the results of its two batched products,
+    scores and weighted values, are kept, and the softmax between them runs again.
 ``products``
     the results of products with matrices of weights: dense, grouped by expert, or quantized.
 
@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 
+from mem_gpt_cli.checkpointing.cost import CHANGED_IN_PLACE
 from mem_gpt_cli.checkpointing.plan import Kept
 from mem_gpt_cli.errors import UnsupportedError
 
@@ -83,10 +84,7 @@ class Policy:
         """
         schema = operator._schema
         if schema.is_mutable and self._storages and _storage(args) in self._storages:
-            raise UnsupportedError(
-                f"checkpointing.keep: this model's code changes the result of a product in place "
-                f"({schema.name}), so that it cannot be kept: leave products out, or choose full"
-            )
+            raise UnsupportedError(CHANGED_IN_PLACE)
         if schema.name not in self._names or _argument(operator, "dropout_p", args, kwargs):
             return CheckpointPolicy.PREFER_RECOMPUTE
         out = context.op_output

@@ -61,12 +61,16 @@ class Moment(NamedTuple):
 
 
 class Ledger:
-    """Live bytes by slot; for each phase its highest moment, and the most that each slot ever held."""
+    """Live bytes by slot; for each phase its highest moment, and the most that each slot ever held.
+
+    ``offloaded`` are the most bytes of saved tensors that the host's memory held.
+    """
 
     def __init__(self) -> None:
         self.live = [0] * len(SLOTS)
         self.total = 0
         self.module = ""
+        self.offloaded = 0
         self.peaks: dict[str, Moment] = {}
         self.highest: dict[str, list[int]] = {}
         self._phase = ""

@@ -5,18 +5,33 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
 
-from mem_gpt_cli.checkpointing.cost import LEAST_BYTES
+from mem_gpt_cli.checkpointing.cost import CHANGED_IN_PLACE, LEAST_BYTES
 from mem_gpt_cli.checkpointing.plan import Kept
+from mem_gpt_cli.errors import UnsupportedError
 from mem_gpt_cli.estimate.blocks import block
-from mem_gpt_cli.estimate.books import ADAPTERS, WEIGHTS, Storage
+from mem_gpt_cli.estimate.books import ADAPTERS, INPUTS, WEIGHTS, Ledger, Storage
 from mem_gpt_cli.estimate.forward_pass import Pass
 from mem_gpt_cli.estimate.tape import Node, Parameter, Tape, Tensor
 from mem_gpt_cli.model.architecture import Layer
 
+_ADDS_IN_PLACE = ("falcon",)
+"""Models whose parallel layers add attention to the result of the last product."""
+RANDOM_STATE = 5056
+"""Bytes of the CPU generator's state, which each checkpoint keeps (ATen/CPUGeneratorImpl.cpp); that of a GPU
+lies in the host's memory.
+"""
+
 
 def checkpointed(run: Pass, layer: Layer, index: int, x: Tensor, keep: Collection[Kept]) -> Tensor:
-    """One layer that keeps its input and some results, and runs again in backward (torch.utils.checkpoint)."""
+    """One layer that keeps its input and some results, and runs again in backward (torch.utils.checkpoint).
+
+    Raises:
+        UnsupportedError: for code that changes such a result in place.
+    """
+    if "products" in keep and layer.parallel and run.architecture.model_type in _ADDS_IN_PLACE:
+        raise UnsupportedError(CHANGED_IN_PLACE)
     tape, results = run.tape, KeptResults(keep)
+    generator = [] if tape.cuda else [Storage(tape.ledger, INPUTS, RANDOM_STATE, "get_rng_state")]
     recording, tape.recording = tape.recording, False
     tape.results, tape.trains = results, False
     out = block(run, layer, index, x.handle())
@@ -40,6 +55,7 @@ def checkpointed(run: Pass, layer: Layer, index: int, x: Tensor, keep: Collectio
         unused = results.unused(tape.nodes)
         tape.backward_until(first)
         del unused
+        generator.clear()
         return [leaf.node.grads[0] if leaf.node is not None else None]
 
     out.node = Node("checkpoint", (x.edge(),), (x.storage,), recompute, tape.slot, module=tape.ledger.module)
@@ -76,7 +92,7 @@ class KeptResults:
         return made
 
     def unused(self, nodes: Sequence[Node]) -> Sequence[Tensor]:
-        """The last result, if torch never asks for it: the second run ends with the last tensor that is saved.
+        """The last result, if torch never asks for it: the second run ends with the last tensor to be saved.
 
         Such a result stays until the layer's backward is over.
         """
@@ -94,7 +110,7 @@ class KeptResults:
 def offloaded(run: Pass, layer: Layer, index: int, x: Tensor) -> Tensor:
     """One layer whose saved tensors wait in the host's memory (``checkpointing.offload``)."""
     tape = run.tape
-    tape.offload = tape.offload or Offload()
+    tape.offload = tape.offload or Offload(tape.ledger)
     tape.leaving = True
     out = block(run, layer, index, x)
     tape.leaving = False
@@ -109,17 +125,17 @@ class Away(Storage):
     def __init__(self, storage: Storage, offload: Offload) -> None:
         self.slot, self.nbytes, self.offload = storage.slot, storage.nbytes, offload
         offload.live += self.nbytes
-        offload.highest = max(offload.highest, offload.live)
+        offload.ledger.offloaded = max(offload.ledger.offloaded, offload.live)
 
     def __del__(self) -> None:
         self.offload.live -= self.nbytes
 
 
 class Offload:
-    """Saved tensors in the host's memory; ``highest`` bytes at once were there."""
+    """Saved tensors in the host's memory, ``live`` bytes; the books note the most that were there."""
 
-    def __init__(self) -> None:
-        self.live = self.highest = 0
+    def __init__(self, ledger: Ledger) -> None:
+        self.ledger, self.live = ledger, 0
 
     def leave(self, saved: Sequence[Storage]) -> Sequence[Storage]:
         """What a node holds in the place of what it saved: each storage goes to the host once."""

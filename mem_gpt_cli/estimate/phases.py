@@ -24,12 +24,13 @@ if TYPE_CHECKING:
 class Walk(NamedTuple):
     """What a walk finds for each phase, by name: its highest moment, and the most that each slot held.
 
-    ``card`` is what a GPU has besides.
+    ``card`` is what a GPU has besides; ``offloaded`` are bytes in the host's memory.
     """
 
     peaks: Mapping[str, Moment]
     highest: Mapping[str, Sequence[int]]
     card: OnCard | None = None
+    offloaded: int = 0
 
 
 def walk(
@@ -62,7 +63,7 @@ def walk(
         train(decoder, tokens)
     else:
         generate(decoder, tokens)
-    return Walk(ledger.peaks, ledger.highest)
+    return Walk(ledger.peaks, ledger.highest, offloaded=ledger.offloaded)
 
 
 def stored_weights(architecture: Architecture, recipe: Recipe) -> int:

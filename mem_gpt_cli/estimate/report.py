@@ -123,6 +123,8 @@ def _details(recipe: Recipe, architecture: Architecture, walked: Walk) -> Mappin
         details |= work(architecture, recipe)
         if recipe.kv_cache.kind != "none":
             details |= _cache_per_token(recipe, architecture)
+    if walked.offloaded:
+        details["offloaded_bytes"] = walked.offloaded
     kept = quantization_cost.kept_in_full(architecture, plan_of(recipe))
     if kept:
         details["kept_in_full_precision"] = list(kept)

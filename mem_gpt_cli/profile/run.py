@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from mem_gpt_cli.adapters.apply import adapter_tensors
+from mem_gpt_cli.checkpointing.offload import details_of
 from mem_gpt_cli.model import ModelSource
 from mem_gpt_cli.profile.device import Device
 from mem_gpt_cli.quantization.modules import stored_tensors
@@ -80,6 +81,7 @@ def run(
         with torch.no_grad(), autocast(recipe, tokens.device):
             model(input_ids=random_tokens(job, WARM_UP_TOKENS), use_cache=False)
     workload.run(model, tokens, observer)
+    job.details.update(details_of(model))
     if isinstance(workload, Paged):
         job.details.update(page_details(workload, model))
 

@@ -151,6 +151,7 @@ class DryRunner:
             certain=certain_places(run),
             asked=bool(run.routing and run.routing.asked_in),
             paged=run.paged,
+            details=dict(run.details),
         )
 
     def _shallow(self, plan: DepthPlan, scenario: Scenario | None) -> DryRun:

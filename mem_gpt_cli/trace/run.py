@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mem_gpt_cli.adapters.apply import adapter_tensors
+from mem_gpt_cli.checkpointing.offload import details_of
 from mem_gpt_cli.devices.gpu import Gpu
 from mem_gpt_cli.kv_cache.cost import grows_in_leaps
 from mem_gpt_cli.kv_cache.storage import cache_tensors
@@ -36,13 +38,14 @@ class FakeRun:
     """What a fake run leaves: its events, how many kernels were too large to ask for their scratch, and
     who asked about data.
 
-    ``paged`` is the workload where it kept count of pages.
+    ``paged`` is the workload where it kept count of pages; ``details`` are what else a run says of itself.
     """
 
     log: EventLog
     unasked_kernels: int
     routing: Routing | None = None
     paged: Paged | None = None
+    details: Mapping[str, int] = field(default_factory=dict)
 
 
 def fake_run(
@@ -97,7 +100,7 @@ def fake_run(
                 workload.run(model, tokens, ledger)
     cpu.probe.answer(ledger.log)
     paged = workload if isinstance(workload, Paged) else None
-    return FakeRun(ledger.log, cpu.probe.too_large, oracle, paged)
+    return FakeRun(ledger.log, cpu.probe.too_large, oracle, paged, details_of(model))
 
 
 def ends_only(workload: Inference, model: torch.nn.Module, tokens: torch.Tensor, ledger: Ledger) -> None:

@@ -10,7 +10,7 @@ from mem_gpt_cli.ledger import Ledger
 from mem_gpt_cli.trace.cuda.autocast import cuda_autocast_lists
 from mem_gpt_cli.trace.cuda.caches import caches_on_cuda
 from mem_gpt_cli.trace.cuda.composites import composites
-from mem_gpt_cli.trace.cuda.host import host_tensors
+from mem_gpt_cli.trace.cuda.host import host_tensors, offloaded_activations
 from mem_gpt_cli.trace.cuda.sdpa import attention_of
 
 
@@ -23,6 +23,7 @@ def like_cuda(gpu: Gpu, ledger: Ledger) -> Iterator[None]:
     """
     with ExitStack() as stack:
         stack.enter_context(host_tensors(ledger))
+        stack.enter_context(offloaded_activations(ledger))
         stack.enter_context(caches_on_cuda(ledger))
         stack.enter_context(attention_of(gpu))
         stack.enter_context(composites())
