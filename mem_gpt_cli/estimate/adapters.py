@@ -88,7 +88,7 @@ def beside(
     width, bitsandbytes = product.item, method is not None and method.backend == "bitsandbytes"
     if bitsandbytes and method is not None and method.scheme != "int8":
         product = ops.clone(tape, product)
-    # peft's layers over bitsandbytes' leave the widths to autocast, by ``torch.is_autocast_enabled()``: CUDA's
+    # peft's layers over bitsandbytes' leave the widths to autocast by ``torch.is_autocast_enabled()``: CUDA's
     converts = not (bitsandbytes and tape.cuda and tape.autocast)
     for one in adapters:
         if converts:

@@ -96,10 +96,12 @@ def safe_softmax(args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any) 
 
 
 def layer_norm_backward(args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any) -> int:  # noqa: ARG001
-    """Partial sums of the gradients of weight and bias, two rows for each thread.
+    """Partial sums of the gradients of weight and bias, two rows for each thread; frozen ones have none.
 
     Source: ``LayerNormBackwardKernelImplInternal`` in ATen/native/cpu/layer_norm_kernel.cpp.
     """
+    if result[1] is None and result[2] is None:
+        return 0
     width = 1
     for size in args[2]:
         width *= size
