@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 from mem_gpt_cli.attention.kv_heads import source_of
 from mem_gpt_cli.errors import MemgptError
-from mem_gpt_cli.estimate.phases import walk
+from mem_gpt_cli.estimate.phases import Walk, walk
 from mem_gpt_cli.kv_cache.window import windowed
 from mem_gpt_cli.model.architecture import Architecture
 from mem_gpt_cli.quantization.saved import as_saved, is_packed
@@ -100,7 +100,7 @@ class Trial(NamedTuple):
         try:
             refuse_unavailable(recipe, "estimate")
             refuse_unavailable(recipe, "profile")
-            walked = walk(self.architecture, recipe, cuda=_kernels(recipe), packed=self.packed)
+            walked = _walk(self.architecture, recipe, packed=self.packed)
         except MemgptError:
             return None
         saved = self.report.allocated_bytes - max(moment.total for moment in walked.peaks.values())
@@ -124,12 +124,12 @@ def changed(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:
     )
 
 
-def _kernels(recipe: Recipe) -> Any:
+def _walk(architecture: Architecture, recipe: Recipe, *, packed: bool) -> Walk:
     if recipe.device.type == "cpu":
-        return None
-    from mem_gpt_cli.estimate.on_card import kernels_of  # estimates for the CPU start without it
+        return walk(architecture, recipe, packed=packed)
+    from mem_gpt_cli.estimate.on_card import quick_walk  # estimates for the CPU start without it
 
-    return kernels_of(recipe)
+    return quick_walk(architecture, recipe, packed=packed)
 
 
 def _training(recipe: Recipe) -> Iterator[Change]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from mem_gpt_cli.allocator.block import Block
 from mem_gpt_cli.allocator.caching import CachingAllocator
 from mem_gpt_cli.allocator.replay import Fragmentation
+from mem_gpt_cli.allocator.sizes import MIN_BLOCK_BYTES, round_up
 from mem_gpt_cli.estimate.books import Ledger
 
 
@@ -54,3 +55,15 @@ class CardLedger(Ledger):
             self.events += 1
             super().free(slot, block.nbytes)
             self.allocator.free(block)
+
+
+class RoundedLedger(Ledger):
+    """Storages as large as the least block that holds them: a card's bytes without the search for blocks."""
+
+    def allocate(self, slot: int, nbytes: int, operation: str) -> Block | None:
+        """See ``Ledger.allocate``."""
+        return super().allocate(slot, round_up(nbytes, MIN_BLOCK_BYTES), operation)
+
+    def free(self, slot: int, nbytes: int, block: Block | None = None) -> None:
+        """See ``Ledger.free``."""
+        super().free(slot, round_up(nbytes, MIN_BLOCK_BYTES), block)

@@ -13,7 +13,7 @@ from mem_gpt_cli.allocator.replay import Death
 from mem_gpt_cli.allocator.settings import AllocatorSettings
 from mem_gpt_cli.devices.card import Card, card_of, summary_of
 from mem_gpt_cli.devices.verdict import Ending, Verdict, verdict_on
-from mem_gpt_cli.estimate.card_books import CardLedger
+from mem_gpt_cli.estimate.card_books import CardLedger, RoundedLedger
 from mem_gpt_cli.estimate.cuda import CudaKernels
 from mem_gpt_cli.estimate.phases import Walk, walk
 from mem_gpt_cli.model.architecture import Architecture
@@ -65,11 +65,15 @@ def _ledger(card: Card, settings: AllocatorSettings, capacity: int | None) -> Ca
     return CardLedger(allocator)
 
 
-def kernels_of(recipe: Recipe) -> CudaKernels:
-    """The kernels of the recipe's GPU; raises ``RecipeError`` for one that nobody knows."""
+def quick_walk(architecture: Architecture, recipe: Recipe, *, packed: bool = False) -> Walk:
+    """The walk on a card whose allocator finds a block of the right size for everything.
+
+    Raises:
+        RecipeError: for a GPU that nobody knows.
+    """
     card = card_of(recipe)
     assert card is not None, "a CPU has no card"
-    return _kernels(recipe, card)
+    return walk(architecture, recipe, RoundedLedger(), _kernels(recipe, card), packed=packed)
 
 
 def _kernels(recipe: Recipe, card: Card) -> CudaKernels:
