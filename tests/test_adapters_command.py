@@ -161,7 +161,7 @@ def test_ours_reads_what_peft_wrote(base: Path, tmp_path: Path) -> None:
     config = LoraConfig(
         r=4,
         lora_alpha=5,
-        target_modules="all-linear",
+        target_modules=["q_proj", "up_proj", "down_proj"],
         use_rslora=True,
         rank_pattern={"down_proj": 2},
         alpha_pattern={"layers.1.mlp.down_proj": 9},

@@ -39,7 +39,8 @@ def apply_adapters(model: torch.nn.Module, recipe: Recipe) -> torch.nn.Module:
         return model
     matrices = _matrices(model)
     names: list[Matrix] = [(path, role) for path, role, _ in matrices]
-    chosen = set(targeted(names, recipe, model.config.model_type))  # type: ignore[union-attr]
+    family: Any = model.config
+    chosen = set(targeted(names, recipe, family.model_type))
     layers = [layer for path, _, layer in matrices if path in chosen]
     config = lora_config(recipe, _ends(chosen, model), transposed=any(map(_is_conv1d, layers)))
     inject(model, config, NAME)
@@ -59,7 +60,7 @@ def lora_config(recipe: Recipe, targets: list[str], *, transposed: bool = False)
     section, alpha = recipe.adapters, alpha_of(recipe)
     return peft().LoraConfig(
         r=rank_of(recipe),
-        lora_alpha=int(alpha) if alpha == int(alpha) else alpha,  # type: ignore[arg-type]
+        lora_alpha=int(alpha) if alpha == int(alpha) else alpha,
         lora_dropout=section.dropout or 0.0,
         target_modules=section.targets or targets,
         fan_in_fan_out=transposed,

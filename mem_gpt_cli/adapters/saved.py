@@ -48,7 +48,7 @@ def save_adapters(model: torch.nn.Module, recipe: Recipe, folder: Path, name: st
     Raises:
         UsageError: where the folder is taken or cannot be written.
     """
-    config = model.peft_config[name].to_dict()  # type: ignore[union-attr,operator,index]
+    config = model.peft_config[name].to_dict()  # type: ignore[union-attr,index]
     source = source_of(recipe)
     config |= {"inference_mode": True, "base_model_name_or_path": recipe.model.name}
     real = wants_real_weights(source, recipe)

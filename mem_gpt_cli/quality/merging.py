@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -124,7 +124,7 @@ def _scheme(recipe: Recipe) -> str | None:
     return "mixed" if section.overrides else None
 
 
-def _notes(records: Sequence[dict[str, Any]], recipe: Recipe) -> list[str]:
+def _notes(records: Sequence[Mapping[str, Any]], recipe: Recipe) -> list[str]:
     """Where an adapter was trained over weights that were stored otherwise than those it is merged into."""
     own = recipe.quantization.scheme
     trained = {
