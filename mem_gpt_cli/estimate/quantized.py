@@ -62,7 +62,7 @@ def product(
     method, inputs = weight.method, weight.numel // outputs
     assert method is not None
     run = Product(tape, x, method, x.numel // inputs, inputs, outputs, biased, slot)
-    out = _forward(run)
+    (out,) = tape.kept("products", lambda: (_forward(run),))
     rule = partial(gradient_of_input, method=method, inputs=inputs, outputs=outputs)
     return tape.record("mm", out, (x,), (), rule)
 
