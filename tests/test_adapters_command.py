@@ -13,13 +13,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mem_gpt_cli.adapters.apply import adapted_layers
-from mem_gpt_cli.adapters.base import check_base, loaded
+from mem_gpt_cli.adapters.base import check_base
+from mem_gpt_cli.adapters.cost import saved as told
 from mem_gpt_cli.adapters.folder import read_adapter
 from mem_gpt_cli.adapters.saved import load_adapters, save_adapters
 from mem_gpt_cli.cli import main as cli
 from mem_gpt_cli.errors import UsageError
 from mem_gpt_cli.model import resolve, tiny
-from mem_gpt_cli.model.resolve import find
 from mem_gpt_cli.recipe import load_recipe
 from mem_gpt_cli.report.whole_folder import whole_folder
 from mem_gpt_cli.workload.text_model import TextModel, load
@@ -415,7 +415,6 @@ def test_what_the_formula_is_told_is_what_stands_on_the_model(
 ) -> None:
     names = json.dumps([str(folder) for folder in adapters])
     recipe = recipe_of(str(base), f"adapters.load={names}")
-    told = sum(sum(one.factors) for one in loaded(recipe, find(str(base))))
     model = with_adapters(base, *adapters, model__dtype="bf16").model
     stands = [
         part.weight
@@ -424,7 +423,32 @@ def test_what_the_formula_is_told_is_what_stands_on_the_model(
         for part in table.values()
     ]
     assert {weight.dtype for weight in stands} == {torch.float32}
-    assert told == sum(weight.nbytes for weight in stands)
+    assert sum(sum(one.factors) for one in told(recipe)) == sum(weight.nbytes for weight in stands)
+
+
+def test_the_lenses_agree_on_loaded_adapters(base: Path, adapters: tuple[Path, Path]) -> None:
+    import mem_gpt_cli as memgpt
+
+    names = json.dumps([str(folder) for folder in adapters])
+    recipe = recipe_of(
+        str(base), f"adapters.load={names}", "workload.batch=2", "workload.prompt_tokens=20",
+        "workload.new_tokens=4",
+    )  # fmt: skip
+    predicted, traced, measured = memgpt.estimate(recipe), memgpt.trace(recipe), memgpt.profile(recipe)
+    stored = sum(read_adapter(folder).nbytes for folder in adapters)
+    for first, second, third in zip(predicted.phases, traced.phases, measured.phases, strict=True):
+        assert second.components["adapters"] == third.components["adapters"] == stored
+        assert first.components["adapters"] == stored
+        assert second.peak_allocated_bytes == pytest.approx(third.peak_allocated_bytes, rel=1e-4, abs=4096)
+        assert first.peak_allocated_bytes == pytest.approx(second.peak_allocated_bytes, rel=0.01)
+
+
+def test_the_formula_refuses_adapters_of_another_model(
+    adapters: tuple[Path, Path], capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = f'adapters.load=["{adapters[0]}"]'
+    assert cli.run(["estimate", "--model", "smollm2-135m", "--set", folder]) == 2
+    assert "and smollm2-135m has 30: name its base, or another adapter" in capfd.readouterr().err
 
 
 def test_generate_writes_with_adapters(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from mem_gpt_cli.adapters.cost import Adapted, matrices
+from mem_gpt_cli.adapters.cost import matrices
 from mem_gpt_cli.adapters.folder import SavedAdapter, read_adapter
 from mem_gpt_cli.errors import UnsupportedError, UsageError
 from mem_gpt_cli.model.architecture import Architecture
@@ -58,18 +58,6 @@ def adapters_to_load(recipe: Recipe, source: ModelSource) -> list[SavedAdapter]:
     for adapter in adapters:
         check_base(adapter, source)
     return adapters
-
-
-def loaded(recipe: Recipe, source: ModelSource) -> list[Adapted]:
-    """The matrices that have a saved adapter beside them, one entry an adapter, with its rank.
-
-    Raises:
-        UsageError: for a folder without an adapter, or one that does not belong to this model.
-        UnsupportedError: for a family whose numbers are not known.
-    """
-    adapters = adapters_to_load(recipe, source)
-    own = {one.module: one for one in matrices(source.architecture)} if adapters else {}
-    return [own[one.module]._replace(rank=one.rank) for adapter in adapters for one in adapter.factors]
 
 
 def check_base(adapter: SavedAdapter, source: ModelSource) -> None:

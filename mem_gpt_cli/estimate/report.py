@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from mem_gpt_cli.adapters.base import adapters_to_load
 from mem_gpt_cli.attention.kv_heads import source_of
 from mem_gpt_cli.errors import UnsupportedError
 from mem_gpt_cli.estimate.books import SLOTS, WIDTHS, Moment
@@ -41,12 +42,13 @@ def estimate(recipe: Recipe) -> MemoryReport:
 
     Raises:
         RecipeError: for an option that the formulas do not cover.
-        UsageError: for a model that cannot be found, or whose config is wrong.
+        UsageError: for a model that cannot be found, whose config is wrong, or whose adapters are another's.
         UnsupportedError: for a ``model_type`` that no formula knows.
     """
     refuse_unavailable(recipe, "estimate")
     source = source_of(recipe)
     recipe = as_saved(recipe, source)
+    adapters_to_load(recipe, source)  # refuses those of another model
     return report_of(recipe, source, source.architecture)
 
 
