@@ -17,6 +17,7 @@ from mem_gpt_cli.devices.kernels.cublas import lt_workspace_bytes, workspace_byt
 from mem_gpt_cli.ledger.accumulation import sums_in_place
 from mem_gpt_cli.optimizers.settings import implementation
 from mem_gpt_cli.trace.cuda import attention_kernels, bitsandbytes_kernels, kernels
+from mem_gpt_cli.trace.cuda.adapters import autocast_without_a_name, int8_in_training
 from mem_gpt_cli.trace.cuda.autocast import cuda_autocast_lists
 from mem_gpt_cli.trace.cuda.births import BIRTHS
 from mem_gpt_cli.trace.cuda.blas import adds_bias_in_kernel, operand_copies
@@ -33,7 +34,7 @@ STEERING = (
     *(host_tensors, cuda_autocast_lists, softmax, log_softmax, dropout, choose_kernel),
     *(paged_moments, sums_in_place, implementation, operand_copies, adds_bias_in_kernel),
     *(workspace_bytes, lt_workspace_bytes, offloaded_layers, moved_numbers, reads_four_bits),
-    offloaded_activations,
+    *(offloaded_activations, autocast_without_a_name, int8_in_training),
 )
 BUFFERS = (
     *attention_kernels.RULES.values(),

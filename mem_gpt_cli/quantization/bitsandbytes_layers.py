@@ -158,7 +158,8 @@ class EightBitLinear(QuantizedLayer, bitsandbytes.nn.Linear8bitLt):  # type: ign
     def forward(self, x: Tensor) -> Tensor:
         """``[..., in_features]`` to ``[..., out_features]``; a gradient flows by ``_EightBitProduct``."""
         self.state.is_training = self.training
-        if torch.is_grad_enabled() and x.requires_grad and (self.bias is None or not self.bias.requires_grad):
+        frozen = self.bias is None or not self.bias.requires_grad
+        if frozen and (self.training or (torch.is_grad_enabled() and x.requires_grad)):
             product: Tensor = _EightBitProduct.apply(x, self)  # type: ignore[no-untyped-call]
             return product
         return super().forward(x)  # type: ignore[no-any-return]

@@ -7,6 +7,7 @@ from contextlib import ExitStack, contextmanager
 
 from mem_gpt_cli.devices.gpu import Gpu
 from mem_gpt_cli.ledger import Ledger
+from mem_gpt_cli.trace.cuda.adapters import autocast_without_a_name, int8_in_training
 from mem_gpt_cli.trace.cuda.autocast import cuda_autocast_lists
 from mem_gpt_cli.trace.cuda.caches import caches_on_cuda
 from mem_gpt_cli.trace.cuda.composites import composites
@@ -28,4 +29,6 @@ def like_cuda(gpu: Gpu, ledger: Ledger) -> Iterator[None]:
         stack.enter_context(attention_of(gpu))
         stack.enter_context(composites())
         stack.enter_context(cuda_autocast_lists())
+        stack.enter_context(autocast_without_a_name())
+        stack.enter_context(int8_in_training())
         yield
