@@ -127,14 +127,15 @@ class Fused(NamedTuple):
 
     @property
     def _passing(self) -> list[int]:
-        """What comes and goes with a chunk: its denominators, on CUDA its logits narrowed, and those rows of
-        the matrix that its labels name. A CPU that adds an fp32 gradient to a narrower one has both in fp32
-        first, as ``TensorIterator`` does.
+        """What comes and goes with a chunk: its denominators, on CUDA its logits narrowed, and the largest of
+        what is there by turns: those rows of the matrix that its labels name, the sum that the bias's gradient
+        is, and on a CPU both operands in fp32 where an fp32 gradient is added to a narrower one.
         """
         plan = self.plan
         sizes = [plan.rows * FP32]
         if self._logits_item > self.item and plan.policy == "compact":
             sizes.append(plan.rows * self.vocab * self.item)
         picked = plan.rows * self.hidden * (FP32 if self._adds_hidden_in_fp32 else self.item)
+        summed = self.vocab * FP32 if self.biased and self.trains_matrix else 0
         added = 2 * FP32 * self.vocab * self.hidden if plan.policy == "accurate" and self.trains_matrix else 0
-        return [*sizes, max(picked, added)]
+        return [*sizes, max(picked, summed, added)]
