@@ -44,7 +44,7 @@ SMALL: dict[str, Any] = {
 
 
 class Onlooker:
-    """Watches a run, and stops it by Ctrl-C after some step."""
+    """Watches a run, and stops it by Ctrl-C after some step: it is heard in the next one."""
 
     def __init__(self, stop_after: int | None = None) -> None:
         self.stop_after, self.lines = stop_after, list[dict[str, Any]]()
@@ -105,13 +105,13 @@ OPTIONS: dict[str, dict[str, Mapping[str, Any]]] = {
 
 @pytest.mark.parametrize("name", OPTIONS)
 def test_a_run_that_was_stopped_goes_on_bit_for_bit(name: str, tmp_path: Path) -> None:
-    """Ctrl-C after step 3, which is in no planned checkpoint; then to the end."""
+    """Ctrl-C after step 2 ends the run after step 3, where no checkpoint is planned; then to the end."""
     recipe = small(**OPTIONS[name])
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     onlooker = Onlooker()
     expected = weights(train(job(recipe, whole), onlooker))
     with pytest.raises(Interrupted, match=f"step 3 of {STEPS}"):
-        train(job(recipe, parts), Onlooker(stop_after=3))
+        train(job(recipe, parts), Onlooker(stop_after=2))
     random.seed(7)
     np.random.seed(7)
     torch.manual_seed(7)
@@ -190,7 +190,7 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_same_weights(tmp_pat
 def test_a_damaged_checkpoint_is_passed_over_and_old_ones_go(tmp_path: Path) -> None:
     recipe = small(finetune={"checkpoint_every": 1, "keep_checkpoints": 2})
     with pytest.raises(Interrupted):
-        train(job(recipe, tmp_path / "run"), Onlooker(stop_after=4))
+        train(job(recipe, tmp_path / "run"), Onlooker(stop_after=3))
     folder = tmp_path / "run" / "checkpoints"
     assert sorted(path.name for path in folder.iterdir()) == ["step-00000003", "step-00000004"]
     (folder / "step-00000004" / "state.pt").write_bytes(b"torn")

@@ -12,6 +12,7 @@ from itertools import accumulate
 
 import torch
 
+from mem_gpt_cli.errors import EnvironmentUnavailableError
 from mem_gpt_cli.ledger.allocator import record_allocator
 from mem_gpt_cli.optimizers.build import state_tensors
 from mem_gpt_cli.quantization.modules import stored_tensors
@@ -35,8 +36,15 @@ class StepPeak:
             yield
             return
         held = held_bytes([*stored_tensors(model), *state_tensors(optimizer)])
-        with record_allocator() as trace:
-            yield
+        done = False
+        try:
+            with record_allocator() as trace:
+                yield
+                done = True
+        except EnvironmentUnavailableError:  # a torch that tells nothing: the step itself is done
+            if not done:
+                raise
+            return
         self.nbytes = held + max(accumulate(event.nbytes for event in trace.events), default=0)
 
 
