@@ -31,6 +31,11 @@ ALL: tuple[dict[str, Any], ...] = (
 )
 
 
+RATES = {"sgd": 0.02, "adafactor": 0.05, "lion_8bit": 2e-3}
+IN_BF16 = [one for one in ALL if not (one["name"] == "sgd" and one.get("implementation") == "fused")]
+"""torch's fused SGD changes nothing that is of less than fp32 on CPU."""
+
+
 class Net(torch.nn.Module):
     """Two layers, the first as ``nn.Linear`` lies and the second as GPT-2's ``Conv1D``."""
 
@@ -56,8 +61,11 @@ def net(dtype: torch.dtype = torch.float32) -> Net:
 
 
 def loss_of(model: Net, seed: int = 1) -> torch.Tensor:
+    """How well the net says of each token the one that always comes after it."""
     tokens = torch.randint(0, 50, (4, 32), generator=torch.Generator().manual_seed(seed))
-    return torch.nn.functional.cross_entropy(model(tokens).float().flatten(0, 1), tokens.roll(1, 1).flatten())
+    return torch.nn.functional.cross_entropy(
+        model(tokens).float().flatten(0, 1), (7 * tokens + 3).remainder(50).flatten()
+    )
 
 
 def trained(optimizer: dict[str, Any], steps: int = 3, **how: Any) -> Net:
@@ -94,9 +102,9 @@ HOW: tuple[dict[str, Any], ...] = (
 @pytest.mark.parametrize("how", HOW, ids=str)
 def test_eight_bits_stay_near_thirty_two(how: dict[str, Any]) -> None:
     exact = trained({"name": "adamw"}, **how)
-    assert 0 < distance(trained({"name": "adamw_8bit"}, **how), exact, net()) < 0.15
+    assert 0 < distance(trained({"name": "adamw_8bit"}, **how), exact, net()) < 0.03
     galore = trained({"name": "galore", "rank": 8}, **how)
-    assert 0 < distance(trained({"name": "galore", "rank": 8, "bits": 8}, **how), galore, net()) < 0.15
+    assert 0 < distance(trained({"name": "galore", "rank": 8, "bits": 8}, **how), galore, net()) < 0.03
 
 
 @pytest.mark.parametrize("how", [*HOW, {"dtype": torch.bfloat16}], ids=str)
@@ -117,18 +125,18 @@ def test_the_implementations_agree(optimizer: dict[str, Any], implementation: st
 
 @pytest.mark.parametrize("optimizer", ALL, ids=str)
 def test_every_optimizer_learns_and_leaves_the_frozen_alone(optimizer: dict[str, Any]) -> None:
-    rate = {"sgd": 0.5, "adafactor": 0.05, "lion_8bit": 2e-3}.get(optimizer["name"], 1e-2)
+    rate = RATES.get(optimizer["name"], 1e-2)
     model = trained({**optimizer, "lr": rate}, steps=12, freeze=True)
-    assert loss_of(model) < loss_of(net()) - 0.1
+    assert loss_of(model) < 0.05
     assert torch.equal(model.embedding.weight, net().embedding.weight)
     assert all(torch.isfinite(p).all() for p in model.parameters())
 
 
-@pytest.mark.parametrize("optimizer", ALL, ids=str)
+@pytest.mark.parametrize("optimizer", IN_BF16, ids=str)
 def test_every_optimizer_learns_in_bf16(optimizer: dict[str, Any]) -> None:
-    rate = {"sgd": 0.5, "adafactor": 0.05, "lion_8bit": 2e-3}.get(optimizer["name"], 1e-2)
+    rate = RATES.get(optimizer["name"], 1e-2)
     model = trained({**optimizer, "lr": rate}, steps=12, dtype=torch.bfloat16)
-    assert loss_of(model) < loss_of(net(torch.bfloat16)) - 0.1
+    assert loss_of(model) < 0.05
 
 
 @pytest.mark.parametrize("shape", [(40, 64), (64, 40), (48, 48)])
@@ -221,6 +229,10 @@ def test_what_cannot_be_is_refused_with_the_reason() -> None:
         refuse_unavailable(recipe_of({"name": "paged_adamw_8bit"}), "trace")
     with pytest.raises(MemgptError, match="low rank already"):
         refuse_unavailable(recipe_of({"name": "galore"}, adapters={"kind": "lora"}), "estimate")
+    fused = {"name": "sgd", "implementation": "fused"}
+    with pytest.raises(MemgptError, match="changes nothing"):
+        refuse_unavailable(recipe_of(fused, model={"name": "gpt2", "dtype": "bf16"}), "profile")
+    refuse_unavailable(recipe_of(fused), "profile")
     refuse_unavailable(recipe_of({"name": "paged_adamw_8bit"}, device={"name": "h100"}), "estimate")
 
 

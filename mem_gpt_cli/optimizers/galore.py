@@ -145,7 +145,7 @@ class Moments:
     ) -> None:
         """Advance the moments by a gradient, and ``target`` by the update."""
         beta1, beta2 = group["betas"]
-        step = torch.full((), float(state["step"]), device=target.device)
+        step = torch.full((), float(state["step"]), dtype=torch.float32, device=target.device)
         torch._fused_adamw_(
             [target],
             [gradient],

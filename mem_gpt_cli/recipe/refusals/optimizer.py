@@ -19,6 +19,18 @@ def refusals(recipe: Recipe, lens: Lens) -> Iterator[Refusal]:  # noqa: ARG001
             "'paged_adamw_8bit' moves its state between a GPU and the host, on CPU there is nothing to move: "
             "write adamw_8bit, or a GPU",
         )
+    fused = name == "sgd" and recipe.optimizer.implementation == "fused"
+    if (
+        fused
+        and recipe.device.type == "cpu"
+        and recipe.model.dtype != "fp32"
+        and recipe.adapters.kind == "none"
+    ):
+        yield (
+            ("optimizer", "implementation"),
+            f"torch's fused SGD changes nothing in {recipe.model.dtype} on CPU (seen with torch 2.13): write "
+            "loop or foreach",
+        )
     if name == "galore" and recipe.adapters.kind != "none":
         yield (
             ("optimizer", "name"),
