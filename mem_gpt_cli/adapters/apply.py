@@ -14,7 +14,7 @@ from mem_gpt_cli.adapters.cost import alpha_of, rank_of
 from mem_gpt_cli.adapters.library import peft
 from mem_gpt_cli.adapters.targets import Matrix, targeted
 from mem_gpt_cli.model.build import empty_like_on
-from mem_gpt_cli.quantization.modules import quantized_layers, set_module
+from mem_gpt_cli.quantization.modules import parameter_count, quantized_layers, set_module
 from mem_gpt_cli.recipe.schema import Recipe
 
 NAME = "default"
@@ -86,6 +86,12 @@ def adapted_layers(model: torch.nn.Module) -> Iterator[tuple[str, Any]]:
     for path, module in model.named_modules():
         if hasattr(module, "base_layer") and hasattr(module, "lora_A"):
             yield path, module
+
+
+def base_parameters(model: torch.nn.Module) -> int:
+    """The parameters of a model on ``meta`` without its adapters, tied ones once."""
+    with adapters_aside(model):
+        return parameter_count(model)
 
 
 def linear_layers(model: torch.nn.Module) -> Iterator[tuple[str, Any]]:

@@ -40,10 +40,5 @@ def targeted(matrices: Sequence[Matrix], recipe: Recipe, architecture: str) -> S
     return [path for path, _ in matrices if any(_names(target, path) for target in targets)]
 
 
-def names_a_layer(recipe: Recipe) -> bool:
-    """Whether a target is for some layers alone, by their number."""
-    return any(part.isdigit() for target in recipe.adapters.targets or () for part in target.split("."))
-
-
 def _names(target: str, path: str) -> bool:
     return path == target or path.endswith(f".{target}")

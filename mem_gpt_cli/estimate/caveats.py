@@ -30,10 +30,27 @@ def caveats(recipe: Recipe, source: ModelSource, architecture: Architecture) -> 
         *_experts(architecture),
         *_loading(architecture),
         *_quantization(recipe, source),
+        *_adapters(recipe, architecture),
         *_optimizer(recipe, architecture),
         *_device(recipe),
         *source.notes,
     )
+
+
+def _adapters(recipe: Recipe, architecture: Architecture) -> Iterator[str]:
+    """A matrix that is walked as two, and what autocast does to frozen weights."""
+    if recipe.adapters.kind == "none" and not recipe.adapters.load:
+        return
+    if any(layer.mlp.fused_gate and not layer.mlp.experts for layer in architecture.layers):
+        yield (
+            "gate and up projection are one matrix, which the formula walks as two with an adapter each; "
+            "add --trace for the exact peak"
+        )
+    if recipe.workload.autocast != "none" and recipe.model.dtype == "fp32":
+        yield (
+            "autocast casts frozen weights anew at each use, and backward holds on to the copies: "
+            f"model.dtype: {recipe.workload.autocast} has the weights in that width alone"
+        )
 
 
 def _pages(recipe: Recipe) -> Iterator[str]:

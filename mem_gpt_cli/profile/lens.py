@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import torch
 
+from mem_gpt_cli.adapters.apply import base_parameters
 from mem_gpt_cli.attention.backend import attention_note, implementation, kernels_that_ran
 from mem_gpt_cli.attention.kv_heads import source_of
 from mem_gpt_cli.ledger import Moment
@@ -25,7 +26,6 @@ from mem_gpt_cli.profile.run import Job
 from mem_gpt_cli.profile.speed import CleanRun, clean_run
 from mem_gpt_cli.quality import measure as quality
 from mem_gpt_cli.quantization.cost import kept_note
-from mem_gpt_cli.quantization.modules import parameter_count
 from mem_gpt_cli.quantization.saved import as_saved
 from mem_gpt_cli.recipe import as_run, refuse_unavailable
 from mem_gpt_cli.recipe.schema import Recipe
@@ -98,7 +98,7 @@ def prepare(recipe: Recipe) -> Job:
         device,
         vocabulary(meta),
         logits_width(meta),
-        summarise(source, meta, parameter_count(meta)),
+        summarise(source, meta, base_parameters(meta)),
         notes=(*source.notes, *attention_note(meta, recipe), *kept_note(source, recipe)),
     )
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from mem_gpt_cli.adapters.apply import base_parameters
 from mem_gpt_cli.attention.backend import attention_note, implementation, kernels_that_ran
 from mem_gpt_cli.attention.kv_heads import source_of
 from mem_gpt_cli.devices.card import Card, card_of, summary_of
@@ -18,7 +19,6 @@ from mem_gpt_cli.optimizers.bitsandbytes_steps import grows_within_a_step
 from mem_gpt_cli.optimizers.build import listed
 from mem_gpt_cli.optimizers.notes import notes as optimizer_notes
 from mem_gpt_cli.quantization.cost import kept_note
-from mem_gpt_cli.quantization.modules import parameter_count
 from mem_gpt_cli.quantization.saved import as_saved
 from mem_gpt_cli.recipe import as_run, refuse_unavailable
 from mem_gpt_cli.recipe.schema import Recipe
@@ -82,7 +82,7 @@ def trace(
     if card and dry.replayed:
         ending = dry.replayed.within(card.capacity(recipe), card)
         verdict = verdict_on(recipe, card, dry.replayed.whole.fragmentation, ending)
-    return report(recipe, summarise(source, whole, parameter_count(whole)), dry, card, verdict)
+    return report(recipe, summarise(source, whole, base_parameters(whole)), dry, card, verdict)
 
 
 def report(

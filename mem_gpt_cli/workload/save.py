@@ -26,6 +26,10 @@ def save(recipe: Recipe, folder: Path) -> TextModel:
         RecipeError, UnsupportedError: as ``load``.
     """
     refuse_adapters(recipe)
+    if recipe.adapters.kind != "none" or recipe.adapters.load:
+        raise UsageError(
+            "a model is saved without adapters: leave the section out, or merge them by memgpt adapters merge"
+        )
     if (folder / "config.json").exists():
         raise UsageError(f"{folder} holds a model already: name another folder")
     loaded = load(recipe)
@@ -53,7 +57,7 @@ def write_model(loaded: TextModel, folder: Path) -> None:
     Without quantization it is a model in transformers' own format, which ``from_pretrained`` loads.
 
     Raises:
-        UsageError: where the folder cannot be written or holds a model.
+        UsageError: where the folder cannot be written or holds a model, or the recipe puts adapters on it.
     """
     model: Any = loaded.model
     stored = loaded.recipe.quantization  # a folder that was saved quantized stays so
