@@ -128,7 +128,7 @@ class Fused(NamedTuple):
     @property
     def _passing(self) -> list[int]:
         """What comes and goes with a chunk: its denominators, on CUDA its logits narrowed, and the largest of
-        what is there by turns: those rows of the matrix that its labels name, the sum that the bias's gradient
+        what is there by turns: the rows of the matrix that its labels name, the sum that the bias's gradient
         is, and on a CPU both operands in fp32 where an fp32 gradient is added to a narrower one.
         """
         plan = self.plan
