@@ -135,6 +135,12 @@ def _loading(architecture: Architecture) -> Iterator[str]:
 def _optimizer(recipe: Recipe, architecture: Architecture) -> Iterator[str]:
     if recipe.task == "training":
         yield from optimizer_notes(recipe, trainable(architecture, recipe))
+        narrow = recipe.device.type == "cpu" and recipe.model.dtype != "fp32"
+        if narrow and recipe.adapters.kind == "none" and recipe.optimizer.name in ("adafactor", "galore"):
+            yield (
+                f"{recipe.optimizer.name}'s products in {recipe.model.dtype} take buffers on a CPU that "
+                "depend on the processor; the formula leaves them out, add --trace to ask for them"
+            )
 
 
 def _quantization(recipe: Recipe, source: ModelSource) -> Iterator[str]:
