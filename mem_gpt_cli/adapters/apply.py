@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -48,9 +49,18 @@ def apply_adapters(model: torch.nn.Module, recipe: Recipe) -> torch.nn.Module:
 
 
 def inject(model: torch.nn.Module, config: Any, name: str) -> None:
-    """Put the factors of peft's ``config`` beside the matrices that it names, on ``meta``, as ``name``."""
+    """Put the factors of peft's ``config`` beside the matrices that it names, on ``meta``, as ``name``.
+
+    The names are those of the model as it is: peft would take some for those of older versions, in which
+    experts were linear layers of their own, and put factors beside stacked ones.
+    """
     config._register_custom_module(_peft_layers(model))
-    with torch.device("meta"), warnings.catch_warnings():
+    conversion = peft().utils.transformers_weight_conversion
+    with (
+        torch.device("meta"),
+        mock.patch.object(conversion, "convert_peft_config_for_transformers"),
+        warnings.catch_warnings(),
+    ):
         warnings.simplefilter("ignore")  # on layers of ours, and on Conv1D beside others: both are known here
         peft().inject_adapter_in_model(config, model, name)
 
@@ -138,7 +148,7 @@ def _matrices(model: torch.nn.Module) -> list[tuple[str, Any, torch.nn.Module]]:
     return [
         (path, "head" if module is head else "linear", module)
         for path, module in model.named_modules()
-        if (path in quantized or type(module) is torch.nn.Linear or _is_conv1d(module))
+        if (path in quantized or isinstance(module, torch.nn.Linear) or _is_conv1d(module))
         and not (module is head and tied)
     ]
 

@@ -24,6 +24,7 @@ def peft() -> Any:
     try:
         found = import_module("peft")
         import_module("peft.tuners.lora")
+        import_module("peft.utils.transformers_weight_conversion")
     except ModuleNotFoundError as error:
         if error.name != "peft":
             raise
