@@ -86,7 +86,8 @@ class CleanRun:
         recipe = job.recipe
         if recipe.task == "training":
             step = self._step_s()
-            return Speed(tokens_per_s=recipe.workload.batch * recipe.lengths.seq / step, step_s=step)
+            tokens = recipe.workload.batch * recipe.workload.accumulate * recipe.lengths.seq
+            return Speed(tokens_per_s=tokens / step, step_s=step)
         prefill = self.duration_s("prefill") or 0.0
         decode = [lap.seconds for lap in self.laps if lap.phase == "decode"]
         return Speed(
@@ -96,9 +97,15 @@ class CleanRun:
         )
 
     def _step_s(self) -> float:
-        phases = ("forward", "backward", "optimizer_step")
-        laps = [[lap.seconds for lap in self.laps if lap.phase == phase] for phase in phases]
-        steps = [sum(step) for step in zip(*laps, strict=True)]
+        """Seconds of a step: a forward and a backward for each of its batches, and the optimizer's part."""
+        steps: list[float] = []
+        seconds = 0.0
+        for lap in self.laps:
+            if lap.phase in ("forward", "backward", "optimizer_step"):
+                seconds += lap.seconds
+            if lap.phase == "optimizer_step":
+                steps.append(seconds)
+                seconds = 0.0
         return fmean(steps[1:] or steps)
 
 
