@@ -301,10 +301,10 @@ def test_list_and_show(base: Path, adapters: tuple[Path, Path], tmp_path: Path, 
     shown = json.loads(out)
     assert shown["belongs_to"] == str(base)
     assert [(one["target"], one["parameters"]) for one in shown["by_target"]] == [
-        ("v_proj", 3 * 2 * (64 + 32)),
         ("down_proj", 3 * 2 * (128 + 64)),
+        ("v_proj", 3 * 2 * (64 + 32)),
     ]
-    assert shown["by_target"][0]["scales"] == [3.0]
+    assert shown["by_target"][1]["scales"] == [3.0]
     code, out, _ = run("show", str(adapters[1]), "--model", str(base))
     assert "down_proj" in out
     assert f"belongs to {base}: its base's numbers as noted" in out.replace("\n", " ")
@@ -452,7 +452,7 @@ def test_the_formula_refuses_adapters_of_another_model(
 
 
 def test_generate_writes_with_adapters(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    folder = saved("memgpt-tiny", tmp_path / "a", seed=6)
+    folder = saved("memgpt-tiny", tmp_path / "a", ["adapters.alpha=100"], seed=6)
     words = ["generate", "--model", "memgpt-tiny", "--prompt", "The people", "--new-tokens", "6"]
     texts = []
     for more in ([], ["--set", f'adapters.load=["{folder}"]']):

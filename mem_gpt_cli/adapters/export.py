@@ -66,7 +66,7 @@ def _sum(adapters: Sequence[SavedAdapter]) -> tuple[Mapping[str, Any], dict[str,
             module, _, side = name.removesuffix(".weight").rpartition(".")
             scale = scales[module] if side == "lora_B" else 1.0
             parts.setdefault(f"{PREFIX}{name}", []).append(tensor.float() * scale)
-    tensors = {name: torch.cat(each, dim=".lora_B." in name) for name, each in parts.items()}
+    tensors = {name: torch.cat(each, dim=1 if ".lora_B." in name else 0) for name, each in parts.items()}
     ranks = {
         name.removeprefix(PREFIX).removesuffix(".lora_A.weight"): len(tensor)
         for name, tensor in tensors.items()
