@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,6 @@ from mem_gpt_cli.loss.cost import Fused, chunk_rows, fused_plan
 from mem_gpt_cli.model.build import DTYPES
 from mem_gpt_cli.profile import profile
 from mem_gpt_cli.recipe import refuse_unavailable
-from mem_gpt_cli.recipe.refusals import loss as loss_refusals
 from mem_gpt_cli.recipe.schema import Recipe
 from mem_gpt_cli.trace import trace
 from mem_gpt_cli.workload.autocast import autocast
@@ -128,7 +128,7 @@ def test_fused_is_refused_where_logits_are_more_than_one_product(name: str, tmp_
 
 
 def test_fused_is_refused_where_torch_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loss_refusals.metadata, "version", lambda _: "2.11.0+cu128")
+    monkeypatch.setattr(metadata, "version", lambda _: "2.11.0+cu128")
     recipe = small_recipe(GPT2, "training", loss=FUSED)
     with pytest.raises(RecipeError, match=r"which torch 2\.11 lacks"):
         refuse_unavailable(recipe, "estimate")

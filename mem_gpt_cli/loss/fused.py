@@ -41,7 +41,7 @@ def fused_loss(
         recipe.device.type, rows.dtype.itemsize, rows.shape[0], weight.shape[1], weight.shape[0]
     )
     with torch.autocast(kind, enabled=False):
-        loss: torch.Tensor = torch.nn.functional.linear_cross_entropy(  # type: ignore[attr-defined]
+        loss: torch.Tensor = torch.nn.functional.linear_cross_entropy(
             rows, weight, next_labels(labels), linear_bias=bias, ignore_index=IGNORED, options=_options(plan)
         )
     return loss
