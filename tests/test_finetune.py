@@ -267,7 +267,7 @@ def _predicted(recipe: Recipe) -> Any:
     from mem_gpt_cli.estimate import estimate
     from mem_gpt_cli.finetune.prediction import Prediction
 
-    return Prediction(estimate(recipe), "by formula")
+    return Prediction(estimate(recipe), None, "by formula")
 
 
 def test_a_loss_that_is_no_number_ends_the_run(run: Run, tmp_path: Path) -> None:

@@ -98,7 +98,7 @@ OPTIONS: dict[str, dict[str, Mapping[str, Any]]] = {
     "lora": {"adapters": {"kind": "lora", "rank": 4, "dropout": 0.1}},
     "qlora": {"adapters": {"kind": "qlora", "rank": 4}},
     "checkpointed": {"checkpointing": {"policy": "full"}, "loss": {"kind": "chunked", "chunk": 8}},
-    "lsh": {"attention": {"backend": "lsh"}},
+    "lsh": {"attention": {"backend": "lsh"}, "model": {"dropout": 0.0}},
     "padded": {"finetune": {"packing": False}},
 }
 

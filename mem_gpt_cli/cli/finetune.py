@@ -71,14 +71,11 @@ def _predict(request: Request, recipe: Recipe) -> None:
 
     check_recipe(recipe)
     prediction = predict(recipe)
-    report = prediction.report
+    report = answer.advised(request, recipe, prediction.report, prediction.formula)
 
     def tables() -> list[RenderableType]:
-        return [
-            table.summary(report),
-            table.comparison({report.lens: report}, titled=False),
-            table.places(report),
-        ]
+        side_by_side = {"estimate": prediction.formula, report.lens: report}
+        return [table.summary(report), table.comparison(side_by_side, titled=False), table.places(report)]
 
     answer.give(request, report, tables)
     if prediction.caveat:

@@ -16,9 +16,11 @@ ENOUGH_STEPS = 2
 
 @dataclass(frozen=True)
 class Prediction:
-    """A lens's report of the recipe's training; ``caveat`` where it is not the trace's."""
+    """A lens's report of the recipe's training; ``caveat`` where it is not the trace's, and the formula's own
+    report where there is one."""
 
     report: MemoryReport
+    formula: MemoryReport | None
     caveat: str | None = None
 
 
@@ -34,15 +36,17 @@ def predict(recipe: Recipe) -> Prediction:
     steps = min(ENOUGH_STEPS, recipe.finetune.steps or ENOUGH_STEPS)
     sized = changed(recipe, {"workload": {"steps": steps}})
     try:
-        return Prediction(trace(sized))
+        formula, no_formula = estimate(sized), ""
     except UnsupportedError as error:
-        why = str(error)
+        formula, no_formula = None, str(error)
     try:
-        return Prediction(estimate(sized), f"predicted by formula, because the trace has no answer: {why}")
+        return Prediction(trace(sized), formula)
     except UnsupportedError as error:
-        raise UnsupportedError(
-            f"neither trace nor formula can answer for this training: {why}; {error}"
-        ) from error
+        if formula is None:
+            raise UnsupportedError(
+                f"neither trace nor formula can answer for this training: {error}; {no_formula}"
+            ) from error
+        return Prediction(formula, formula, f"predicted by formula, because the trace has no answer: {error}")
 
 
 def try_to_predict(recipe: Recipe) -> Prediction | str:
