@@ -22,13 +22,6 @@ def chunk_rows(rows: int, chunk: int) -> list[int]:
     return [min(chunk, rows - first) for first in range(0, rows, chunk)]
 
 
-def chunked_logits_bytes(rows: int, chunk: int, vocab: int) -> int:
-    """The most bytes that logits of the chunked loss hold: in backward the log-probabilities of a chunk, the
-    gradient of those and the gradient of the logits, in fp32.
-    """
-    return 3 * FP32 * vocab * min(rows, chunk)
-
-
 class FusedPlan(NamedTuple):
     """How torch cuts and computes: ``rows`` at once; ``widens`` says that it adds up in fp32."""
 
