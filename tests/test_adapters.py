@@ -113,7 +113,8 @@ def test_gradients_are_those_of_the_merged_matrices(name: str, scheme: str) -> N
     gradients(plain)
     for path, layer in layers:
         down, up = layer.lora_A["default"].weight, layer.lora_B["default"].weight
-        whole = plain.get_submodule(path).weight.grad
+        linear: Any = plain.get_submodule(path)
+        whole = linear.weight.grad
         expected = {"lora_A": 1.5 * up.t() @ whole, "lora_B": 1.5 * whole @ down.t()}
         for side, gradient in expected.items():
             torch.testing.assert_close(found[f"{path}.{side}.default.weight"], gradient, rtol=1e-3, atol=1e-6)
@@ -206,7 +207,7 @@ def test_a_target_that_names_nothing_is_an_error(model: str, target: str, senten
 )
 def test_what_cannot_be_is_refused(keys: list[str], sentence: str) -> None:
     with pytest.raises(RecipeError, match=sentence):
-        refuse_unavailable(load_recipe(overrides=["model=gpt2", "task=training", *keys]), "trace")
+        refuse_unavailable(load_recipe(overrides=["model.name=gpt2", "task=training", *keys]), "trace")
 
 
 def test_a_dry_run_for_cuda_is_asked_for_cudas_autocast_and_integers() -> None:
