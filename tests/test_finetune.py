@@ -99,7 +99,7 @@ def test_a_run_is_the_plain_loop_with_those_batches_and_says_what_it_took(
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
     torch.set_num_threads(threads)
     trained = AutoModelForCausalLM.from_pretrained(out / "model", dtype=torch.float32)
     for name, parameter in trained.named_parameters():
@@ -157,7 +157,7 @@ def test_the_shares_of_unlike_batches_make_the_mean_over_all_labels(model: Any) 
         training.optimizer.step = lambda: None  # type: ignore[method-assign,assignment]
         data = list(batches(rows, chosen, 1 / rows.learnt(whole), one_go, CPU))
         loss = training.step(model, data, Unobserved())
-        found.append((float(loss), gradients))
+        found.append((float(loss.detach()), gradients))
     (loss, gradients), (other, others) = found
     assert loss == pytest.approx(other, rel=1e-5)
     for one, two in zip(gradients, others, strict=True):

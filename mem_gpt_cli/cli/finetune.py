@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from mem_gpt_cli.finetune.run import Watcher
     from mem_gpt_cli.profile.watch import Levels
     from mem_gpt_cli.recipe.schema import Recipe
+    from mem_gpt_cli.report.model import MemoryReport
 
 TRAINING_FLAGS = {
     "data": "finetune.data",
@@ -74,7 +75,7 @@ def _predict(request: Request, recipe: Recipe) -> None:
     report = answer.advised(request, recipe, prediction.report, prediction.formula)
 
     def tables() -> list[RenderableType]:
-        side_by_side = {"estimate": prediction.formula, report.lens: report}
+        side_by_side: dict[str, MemoryReport | None] = {"estimate": prediction.formula, report.lens: report}
         return [table.summary(report), table.comparison(side_by_side, titled=False), table.places(report)]
 
     answer.give(request, report, tables)
