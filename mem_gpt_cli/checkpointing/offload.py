@@ -45,7 +45,7 @@ class HostCopy:
 
     def on_device(self) -> Tensor:
         """The bytes on the device: those that another view has brought back, if it still has them."""
-        flat: Tensor | None = self._back() if self._back is not None else None  # type: ignore[no-untyped-call]
+        flat: Tensor | None = self._back() if self._back is not None else None
         if flat is None:
             flat = torch.empty(self.host.shape, dtype=self.host.dtype, device=self.device)
             flat.copy_(self.host, non_blocking=flat.is_cuda)
@@ -89,7 +89,7 @@ class Offload:
             return tensor
         with torch.no_grad():
             return View(
-                self._copy(tensor), tensor.dtype, tensor.shape, tensor.stride(), tensor.storage_offset()
+                self._copy(tensor), tensor.dtype, tensor.shape, tensor.stride(), int(tensor.storage_offset())
             )
 
     def _copy(self, tensor: Tensor) -> HostCopy:
@@ -138,4 +138,5 @@ def _whole(tensor: Tensor) -> Tensor:
 
 
 def _key(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata
+    key: int = tensor.untyped_storage()._cdata
+    return key

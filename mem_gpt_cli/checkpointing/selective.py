@@ -66,7 +66,7 @@ def contexts_of(keep: Collection[Kept]) -> Callable[[], Contexts]:
 
 
 def _contexts(names: frozenset[str]) -> Contexts:
-    return create_selective_checkpoint_contexts(Policy(names))  # type: ignore[no-any-return,no-untyped-call]
+    return create_selective_checkpoint_contexts(Policy(names))  # type: ignore[no-any-return]
 
 
 class Policy:
