@@ -137,8 +137,8 @@ def _optimizer(recipe: Recipe, architecture: Architecture) -> Iterator[str]:
         yield from optimizer_notes(recipe, trainable(architecture, recipe))
         if recipe.device.type == "cuda" and recipe.optimizer.name == "adafactor":
             yield (
-                "the formula leaves out what CUDA's reductions take while adafactor finds the norms of columns; "
-                "add --trace to count it"
+                "the formula leaves out what CUDA's reductions take while adafactor finds the norms of "
+                "columns; add --trace to count it"
             )
         narrow = recipe.device.type == "cpu" and recipe.model.dtype != "fp32"
         if narrow and recipe.adapters.kind == "none" and recipe.optimizer.name in ("adafactor", "galore"):
