@@ -32,9 +32,9 @@ def leave_all_to_the_system() -> None:
 def hush_libraries() -> None:
     """Leave out what libraries log as they are imported: kernels for other builds, classes grown old.
 
-    transformers imports torchao wherever it is installed.
+    transformers imports torchao wherever it is installed, and bitsandbytes with its schedules.
     """
     import logging  # here, because it would take a part of a short command's time
 
-    for name in ("torchao", "torch.utils._pytree"):
+    for name in ("torchao", "torch.utils._pytree", "bitsandbytes.backends"):
         logging.getLogger(name).setLevel(logging.ERROR)
