@@ -82,8 +82,9 @@ FULL = {"kind": "full"}
 FUSED = {"kind": "fused"}
 
 
-@pytest.mark.parametrize("policy", ["none", "full"])
-@pytest.mark.parametrize("name", [*MODELS, *OF_FAMILY])
+@pytest.mark.parametrize(
+    ("name", "policy"), [("gpt2", "full"), *((name, "none") for name in (*MODELS, *OF_FAMILY))]
+)
 def test_chunks_compute_what_the_full_loss_does(name: str, policy: str, tmp_path: Path) -> None:
     recipe = small_recipe(model_of(name, tmp_path), "training", checkpointing={"policy": policy})
     assert_same(losses(recipe, (FULL, CHUNKED, {"kind": "chunked", "chunk": 5000})), 1e-5)
@@ -165,7 +166,7 @@ def test_chunks_cover_the_rows(rows: int, chunk: int) -> None:
     assert sizes == [part.shape[0] for part in torch.empty(rows).split(chunk)]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(
     rows=st.integers(8, 400),
     hidden=st.sampled_from([16, 48, 64]),
@@ -253,5 +254,4 @@ def test_a_fused_loss_on_a_card_keeps_its_gradients_and_one_chunk() -> None:
         return heights[-1]
 
     heights: list[int] = []
-    assert forward("fused") < forward("full")
-    assert forward("chunked") < forward("full")
+    assert forward("fused") < forward("chunked")
