@@ -135,8 +135,6 @@ def widen(tape: Tape, x: Tensor) -> Tensor:
 def power(tape: Tape, x: Tensor) -> Tensor:
     """``x`` to the power of a number: keeps its input."""
     x = widen(tape, x)
-    if not tape.cuda:
-        return pointwise(tape, "pow", x, keeps_input=True)
     out = tape.new(x.numel, x.item, "pow")
     out.permuted = x.permuted
     return tape.record("pow", out, (x,), (x.storage,), _power_backward)
