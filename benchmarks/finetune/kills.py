@@ -14,6 +14,7 @@ import csv
 import hashlib
 import json
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -64,7 +65,9 @@ def kills(folder: Path, count: int, steps: int, draw: random.Random) -> Iterator
     for number in range(1, count + 1):
         out = folder / f"killed-{number}"
         moment = draw.uniform(0, duration)
-        kill(out, steps, moment)
+        while not kill(out, steps, moment):  # it was faster than the undisturbed one
+            shutil.rmtree(out)
+            moment = draw.uniform(0, moment)
         row: dict[str, Any] = {"kill": number, "of_s": round(duration, 2), "after_s": round(moment, 2)}
         row |= left_behind(out)
         account = finished(out, steps, "--resume")
@@ -86,8 +89,9 @@ def finished(out: Path, steps: int, *more: str) -> dict[str, Any]:
     return account
 
 
-def kill(out: Path, steps: int, moment: float) -> None:
-    """Start a run and end it after so many seconds, by the signal that no process can catch."""
+def kill(out: Path, steps: int, moment: float) -> bool:
+    """Start a run and end it after so many seconds, by the signal that no process can catch; false if it was
+    over before."""
     process = subprocess.Popen(
         command(out, steps), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
     )
@@ -95,7 +99,7 @@ def kill(out: Path, steps: int, moment: float) -> None:
         process.wait(moment)
     except subprocess.TimeoutExpired:
         process.send_signal(signal.SIGKILL)
-        process.wait()
+    return process.wait() == -signal.SIGKILL
 
 
 def left_behind(out: Path) -> dict[str, Any]:
