@@ -133,7 +133,12 @@ def _fused(decoder: Decoder, tape: Tape, hidden: Tensor, rows: int) -> Tensor:
 
 
 def _scaled_in_place(tape: Tape, node: Node, grads: ops.Grads) -> Sequence[Tensor | None]:
+    """The gradients of the forward pass. They are outputs of the operator that nobody uses, so autograd makes
+    zeros for the gradient of each (``set_materialize_grads`` in torch/_library/autograd.py's function).
+    """
     assert node.saved is not None
+    zeros = [tape.new(edge.numel, edge.item, "zeros") for edge in node.edges if edge.node]
+    del zeros
     return [
         Tensor(edge.numel, edge.item, storage) if edge.node else None
         for edge, storage in zip(node.edges, node.saved, strict=True)
