@@ -60,6 +60,15 @@ class Moment(NamedTuple):
     module: str
 
 
+class Highest(NamedTuple):
+    """What a phase has come to at one instant."""
+
+    phase: str
+    high: int
+    peak: Moment | None
+    tops: tuple[int, ...]
+
+
 class Ledger:
     """Live bytes by slot; for each phase its highest moment, and the most that each slot ever held.
 
@@ -99,6 +108,17 @@ class Ledger:
         """Take a storage off the books."""
         self.live[slot] -= nbytes
         self.total -= nbytes
+
+    def highest_so_far(self) -> Highest:
+        """What is known of the present phase."""
+        return Highest(self._phase, self._high, self.peaks.get(self._phase), tuple(self._tops))
+
+    def forget_since(self, before: Highest) -> None:
+        """What was live since then was not there after all; it has gone from the books."""
+        assert before.phase == self._phase
+        self._high, self._tops[:] = before.high, before.tops
+        if before.peak is not None:
+            self.peaks[self._phase] = before.peak
 
     def note(self, operation: str) -> None:
         """Take the present moment as the peak of the phase if it is the highest so far."""

@@ -9,7 +9,7 @@ from mem_gpt_cli.checkpointing.cost import CHANGED_IN_PLACE, LEAST_BYTES
 from mem_gpt_cli.checkpointing.plan import Kept
 from mem_gpt_cli.errors import UnsupportedError
 from mem_gpt_cli.estimate.blocks import block
-from mem_gpt_cli.estimate.books import ADAPTERS, INPUTS, WEIGHTS, Ledger, Storage
+from mem_gpt_cli.estimate.books import ADAPTERS, INPUTS, WEIGHTS, Highest, Ledger, Storage
 from mem_gpt_cli.estimate.forward_pass import Pass
 from mem_gpt_cli.estimate.tape import Node, Parameter, Tape, Tensor
 from mem_gpt_cli.model.architecture import Layer
@@ -48,6 +48,7 @@ def checkpointed(run: Pass, layer: Layer, index: int, x: Tensor, keep: Collectio
         tape.results = results.replayed()
         again = block(run, layer, index, leaf)
         tape.results = None
+        results.end(tape.ledger)
         assert again.node is not None
         again.node.receive(tape, again.port, grads.pop())  # type: ignore[arg-type]
         del again
@@ -73,6 +74,8 @@ class KeptResults:
         self._results: deque[Sequence[Tensor]] = deque()
         self._replays = False
         self._last: tuple[int, Sequence[Tensor]] | None = None
+        self._before: Highest | None = None
+        self._needed: Highest | None = None
 
     def replayed(self) -> KeptResults:
         """The same, for the second run."""
@@ -90,6 +93,22 @@ class KeptResults:
         made = make()
         self._results.append([x.handle() for x in made])
         return made
+
+    def note(self, ledger: Ledger, out: Storage, saved: Sequence[Storage]) -> None:
+        """An operation of the second run saves something: all that was live until then really is.
+
+        Inputs are saved before the operation runs, its result after it.
+        """
+        now = ledger.highest_so_far()
+        if saved:
+            self._needed = now if any(storage is out for storage in saved) else self._before
+        self._before = now
+
+    def end(self, ledger: Ledger) -> None:
+        """The second run is over: torch ended it with the last tensor to be saved, and made no more."""
+        if self._needed is not None:
+            ledger.forget_since(self._needed)
+        self._before = self._needed = None
 
     def unused(self, nodes: Sequence[Node]) -> Sequence[Tensor]:
         """The last result, if torch never asks for it: the second run ends with the last tensor to be saved.

@@ -225,6 +225,8 @@ class Tape:
         if not any(x.node is not None for x in inputs):
             return out
         if self.recording:
+            if self.results is not None:
+                self.results.note(self.ledger, out.storage, saved)
             if self.offload is not None and self.leaving:
                 saved = self.offload.leave(saved)
             out.node = Node(
@@ -239,11 +241,11 @@ class Tape:
         return out
 
     def kept(self, word: Kept, make: Callable[[], Sequence[Tensor]]) -> Sequence[Tensor]:
-        """The tensors that ``make`` makes; those of the forward pass where a layer keeps such and runs again."""
+        """What ``make`` makes; that of the forward pass where a layer keeps such and runs again."""
         return make() if self.results is None else self.results.of(self, word, make)
 
     def differentiates(self, inputs: Sequence[Tensor]) -> bool:
-        """Whether a gradient flows to any of the inputs, which a checkpoint's forward pass does not record."""
+        """Whether a gradient flows to any of the inputs; a checkpoint's forward pass does not record it."""
         return self.results is not None or (self.recording and any(x.node is not None for x in inputs))
 
     def backward(self, root: Tensor) -> None:
