@@ -308,7 +308,7 @@ FORMULA = [
 
 
 @pytest.mark.parametrize(("model", "policy", "sections"), FORMULA)
-def test_the_formula_is_within_half_a_percent_of_the_trace(
+def test_the_formula_is_within_a_percent_of_the_trace(
     model: dict[str, Any], policy: str, sections: dict[str, Any]
 ) -> None:
     sizes = {"batch": 4, "seq": 192, **sections.get("workload", {})}
@@ -320,7 +320,7 @@ def test_the_formula_is_within_half_a_percent_of_the_trace(
     for theirs in traced.phases:
         ours = formula.phase(theirs.name)
         assert ours is not None
-        assert ours.peak_allocated_bytes == pytest.approx(theirs.peak_allocated_bytes, rel=0.005), theirs.name
+        assert ours.peak_allocated_bytes == pytest.approx(theirs.peak_allocated_bytes, rel=0.01), theirs.name
 
 
 def test_the_keys_are_those_of_a_training() -> None:
