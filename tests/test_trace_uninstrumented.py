@@ -43,7 +43,12 @@ CELLS = {
         "checkpointing.policy=full",
         "optimizer.implementation=fused",
     ],
-    "every second layer recomputed": [*GPT2, "task=training", "workload.seq=96", "checkpointing.policy=every_n"],
+    "every second layer recomputed": [
+        *GPT2,
+        "task=training",
+        "workload.seq=96",
+        "checkpointing.policy=every_n",
+    ],
     "kept results under autocast, accumulated": [
         *GPT2,
         "model.dropout=0",

@@ -75,7 +75,7 @@ def _same(one: Quantization, other: Quantization) -> bool:
         [(None, method(section)), *((name, method(section, of)) for name, of in section.overrides.items())]
         for section in (one, other)
     )
-    return operator.eq(*methods)
+    return bool(operator.eq(*methods))
 
 
 def is_packed(recipe: Recipe, source: ModelSource) -> bool:

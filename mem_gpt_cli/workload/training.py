@@ -84,7 +84,7 @@ class Training:
                 if share != 1:
                     loss = loss * share
             with observer.phase("backward"):
-                loss.backward()  # type: ignore[no-untyped-call]
+                loss.backward()
                 observer.mark("gradients", [p.grad for p in model.parameters()])
             total = loss.detach() if total is None else total + loss.detach()
         self.before_update()

@@ -20,8 +20,8 @@ def refusals(recipe: Recipe, lens: Lens) -> Iterator[Refusal]:  # noqa: ARG001
     if version is not None and version < _HAS_LINEAR_CROSS_ENTROPY:
         yield (
             ("loss", "kind"),
-            f"'fused' is torch's linear_cross_entropy in chunks, which torch {version[0]}.{version[1]} lacks: "
-            "it came with 2.13; choose chunked",
+            f"'fused' is torch's linear_cross_entropy in chunks, which torch {version[0]}.{version[1]} has "
+            "not: it came with 2.13; choose chunked",
         )
 
 
