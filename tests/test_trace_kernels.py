@@ -79,6 +79,13 @@ def test_type_promotion_copies_the_narrower_operand(operator: Any) -> None:
     assert measured == kernels.type_promotion(args, {}, out) == 64 * 96 * 4
 
 
+def test_type_promotion_in_place_reads_and_writes_apart() -> None:
+    narrow, wide = torch.randn(64, 96).bfloat16(), torch.randn(64, 1)
+    measured, out = beyond_the_result(lambda: aten.mul_.Tensor(narrow, wide))
+    held = out.numel() * out.element_size()  # which was there before
+    assert measured + held == kernels.type_promotion((narrow, wide), {}, out) == 2 * 64 * 96 * 4
+
+
 def test_equal_types_need_no_copy() -> None:
     args = (torch.randn(64, 96), torch.randn(64, 96))
     assert kernels.type_promotion(args, {}, aten.add.Tensor(*args)) == 0

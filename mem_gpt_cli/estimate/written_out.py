@@ -46,7 +46,7 @@ def from_int8(tape: Tape, weights: int, rows: int, item: int) -> Tensor:
     full = tape.new(weights, item, "_to_copy", KERNEL_BUFFERS)
     scales = tape.new(rows, FP32, "mul", KERNEL_BUFFERS)
     if item != FP32 and not tape.cuda:
-        tape.scratch(weights * FP32, "mul_")
+        tape.scratch(2 * weights * FP32, "mul_")  # read and written in fp32, both beside the codes
     del scales
     return full
 

@@ -111,17 +111,18 @@ def layer_norm_backward(args: tuple[Any, ...], kwargs: Mapping[str, Any], result
 
 
 def type_promotion(args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any) -> int:  # noqa: ARG001
-    """A whole copy, in the common dtype, of each tensor operand of another dtype.
+    """A whole copy, in the common dtype, of each tensor operand of another dtype, and of such a result.
 
-    On CPU ``TensorIterator`` casts before it computes; on CUDA the kernel casts as it reads. Source:
-    ``TensorIteratorBase::compute_types`` in ATen/TensorIterator.cpp.
+    Only what is computed in place has a result of another dtype. On CPU ``TensorIterator`` casts before it
+    computes; on CUDA the kernel casts as it reads. Source: ``TensorIteratorBase::compute_types`` in
+    ATen/TensorIterator.cpp.
     """
     operands = [a for a in args[:2] if isinstance(a, torch.Tensor)]
     if len(operands) < 2 or operands[0].dtype == operands[1].dtype:
         return 0
     common = torch.result_type(operands[0], operands[1])
-    copies = sum(operand.numel() for operand in operands if operand.dtype != common)
-    return int(copies * common.itemsize)
+    unlike = sum(tensor.numel() for tensor in (*operands, result) if tensor.dtype != common)
+    return int(unlike * common.itemsize)
 
 
 def sort(args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any) -> int:
