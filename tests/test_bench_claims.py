@@ -11,6 +11,7 @@ import pytest
 from mem_gpt_cli.bench.claims import judged
 from mem_gpt_cli.bench.claims_table import claims_table
 from mem_gpt_cli.bench.columns import COLUMNS
+from mem_gpt_cli.bench.store import Store
 from mem_gpt_cli.cli.main import run
 from mem_gpt_cli.errors import RecipeError
 from mem_gpt_cli.recipe import expand, load_recipe
@@ -81,6 +82,18 @@ def test_quality_is_what_perplexity_rises_by(mine: float, lost: float, verdict: 
     found = judged(row() | {"perplexity": mine}, BASELINE | {"perplexity": 20.0}, claim)
     assert found["quality_lost_percent"] == pytest.approx(lost)
     assert found["quality_verdict"] == verdict
+
+
+def test_a_baseline_that_was_read_back_is_compared_with_as_before(tmp_path: Path) -> None:
+    """``--resume`` takes the baseline's row from the file."""
+    store = Store(tmp_path / "r.csv")
+    baseline = {**BASELINE, "perplexity": 20.5, "digest": "d", "status": "ok", "lenses": ["profile"]}
+    store.append(baseline)
+    again = store.finished(["profile"])["d"]
+    assert again == baseline
+    claim = Claim(name="c", of={}, memory_saved_percent=10, quality_lost_percent=1)
+    mine = row(perplexity=30.0)
+    assert judged(mine, again, claim) == judged(mine, baseline, claim)
 
 
 def test_what_was_not_measured_is_no_saving() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mem_gpt_cli.bench.columns import COLUMNS, Row
 from mem_gpt_cli.errors import UsageError
-from mem_gpt_cli.report.csv import append_row, read_rows
+from mem_gpt_cli.report.csv import QUALITY_COLUMNS, append_row, read_rows
 from mem_gpt_cli.report.model import Lens
 
 _COUNTS = frozenset(
@@ -19,6 +19,7 @@ _COUNTS = frozenset(
     }
 )
 _COUNT_ENDINGS = ("_bytes",)
+_FIGURES = frozenset(QUALITY_COLUMNS)
 _FIGURE_ENDINGS = ("_percent", "_s", "_ms", "_ms_per_token", "_ratio", "_w", "_c")
 _JSON = frozenset({"values", "lenses"})
 
@@ -78,4 +79,4 @@ def _value(column: str, text: str) -> object:
         return json.loads(text)
     if column in _COUNTS or column.endswith(_COUNT_ENDINGS):
         return int(text)
-    return float(text) if column.endswith(_FIGURE_ENDINGS) else text
+    return float(text) if column in _FIGURES or column.endswith(_FIGURE_ENDINGS) else text
