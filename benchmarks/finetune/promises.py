@@ -3,7 +3,7 @@
     python -m benchmarks.finetune.promises         # some minutes; writes results/promises.csv
 
 GPT-2 has its shape and random weights, SmolLM2 its own (`make smollm2`): memory and speed depend on no
-value. Every run is `memgpt profile` in a process of its own: two training steps of AdamW.
+value. Every run is `memgpt profile` in a process of its own: two training steps of AdamW in fp32.
 """
 
 from __future__ import annotations
@@ -45,14 +45,22 @@ class Promise:
     figure: Callable[[Report], int]
 
 
+QLORA = {"adapters.kind": "qlora"}
+FULL = {"checkpointing.policy": "full"}
+CHUNKED = {"loss.kind": "chunked", "loss.chunk": "128"}
 PROMISES = (
-    Promise("QLoRA", "peak of the run", 65, 80, {"adapters.kind": "qlora"}, peak),
+    Promise("QLoRA alone", "peak of the run", 65, 80, QLORA, peak),
+    Promise("QLoRA, checkpointed, chunked loss", "peak of the run", 65, 80, QLORA | FULL | CHUNKED, peak),
+    Promise("checkpointing: full", "activations", 40, 70, FULL, highest("activations")),
     Promise(
-        "checkpointing, full", "activations", 40, 70, {"checkpointing.policy": "full"}, highest("activations")
+        "checkpointing: selective",
+        "activations",
+        40,
+        40,
+        {"checkpointing.policy": "selective"},
+        highest("activations"),
     ),
-    Promise(
-        "chunked loss", "logits", 75, 75, {"loss.kind": "chunked", "loss.chunk": "128"}, highest("logits")
-    ),
+    Promise("loss: chunked", "logits", 75, 75, CHUNKED, highest("logits")),
 )
 COLUMNS = (
     "model", "batch", "seq", "promise", "of", "promised_percent", "aimed_percent", "full_bytes", "bytes",
@@ -64,8 +72,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--csv", type=Path, default=RESULTS)
     parser.add_argument("--models", nargs="+", default=MODELS)
-    parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--seq", type=int, default=256)
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--seq", type=int, default=1024)
     asked = parser.parse_args()
     with asked.csv.open("w", newline="") as file:
         rows = csv.DictWriter(file, COLUMNS, lineterminator="\n")
