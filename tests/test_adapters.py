@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from mem_gpt_cli.adapters.apply import adapted_layers, adapter_tensors, trainable
+from mem_gpt_cli.adapters.apply import adapted_layers, adapter_tensors
 from mem_gpt_cli.errors import RecipeError
 from mem_gpt_cli.model import resolve
+from mem_gpt_cli.model.facts import trainable
 from mem_gpt_cli.quantization.modules import quantized_layers
 from mem_gpt_cli.recipe import load_recipe, refuse_unavailable
 from mem_gpt_cli.recipe.schema import Recipe
@@ -80,7 +81,7 @@ def test_a_fresh_adapter_changes_nothing_and_is_all_that_is_trained(name: str, s
     with torch.no_grad():
         assert torch.equal(model(IDS).logits, without(IDS).logits)
     factors = list(adapter_tensors(model))
-    assert [id(p) for p in trainable(model)] == [id(p) for p in factors]
+    assert [id(p) for p in trainable(model).values()] == [id(p) for p in factors]
     assert {p.dtype for p in factors} == {torch.float32}
     assert {id(p) for p in factors} == {
         id(p) for n, p in randomised(model).named_parameters() if n in gradients(model)

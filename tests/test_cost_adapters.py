@@ -6,12 +6,13 @@ from typing import Any
 
 import pytest
 
-from mem_gpt_cli.adapters.apply import adapter_tensors, trainable
+from mem_gpt_cli.adapters.apply import adapter_tensors
 from mem_gpt_cli.adapters.cost import adapted, factor_bytes
 from mem_gpt_cli.errors import RecipeError
 from mem_gpt_cli.estimate import estimate
 from mem_gpt_cli.estimate.parameters import trainable_bytes
 from mem_gpt_cli.model import resolve
+from mem_gpt_cli.model.facts import trainable
 from mem_gpt_cli.profile import profile
 from mem_gpt_cli.recipe.schema import Recipe
 from mem_gpt_cli.trace import trace
@@ -79,9 +80,9 @@ def test_one_list_says_what_is_trained(model: str, adapters: dict[str, Any]) -> 
         adapters = {"targets": [target for target in adapters["targets"] if target in own]}
     recipe = recipe_of(model, adapters=adapters)
     meta = build_on_meta(source, recipe)
-    assert trainable_bytes(source.architecture, recipe) == [p.nbytes for p in trainable(meta)]
+    assert trainable_bytes(source.architecture, recipe) == [p.nbytes for p in trainable(meta).values()]
     assert factor_bytes(source.architecture, recipe) == [t.nbytes for t in adapter_tensors(meta)]
-    assert len(list(trainable(meta))) >= 4
+    assert len(trainable(meta)) >= 4
 
 
 @pytest.mark.parametrize("model", SMALL)

@@ -79,11 +79,6 @@ def lora_config(recipe: Recipe, targets: list[str], *, transposed: bool = False)
     )
 
 
-def trainable(model: torch.nn.Module) -> Iterator[torch.nn.Parameter]:
-    """The parameters that training changes, in the model's order."""
-    return (parameter for parameter in model.parameters() if parameter.requires_grad)
-
-
 def adapter_tensors(model: torch.nn.Module) -> Iterator[Tensor]:
     """Every factor of every adapter on the model."""
     for _, layer in adapted_layers(model):

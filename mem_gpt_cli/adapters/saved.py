@@ -26,14 +26,12 @@ from mem_gpt_cli.adapters.folder import CONFIG, PREFIX, RECORD, WEIGHTS, SavedAd
 from mem_gpt_cli.adapters.library import peft
 from mem_gpt_cli.attention.kv_heads import source_of
 from mem_gpt_cli.errors import UsageError
-from mem_gpt_cli.model.build import empty_like_on
+from mem_gpt_cli.model.build import DTYPES, empty_like_on
 from mem_gpt_cli.model.safetensors_file import read_tensors
 from mem_gpt_cli.model.source import ModelSource
 from mem_gpt_cli.model.weights import wants_real_weights
 from mem_gpt_cli.recipe.schema import Recipe
 from mem_gpt_cli.report.whole_folder import whole_folder
-
-_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def save_adapters(model: torch.nn.Module, recipe: Recipe, folder: Path, name: str = NAME) -> None:
@@ -101,7 +99,7 @@ def write_factors(
     """Write a safetensors file as peft does."""
     from safetensors.torch import save_file
 
-    width = _DTYPES[dtype] if dtype else None
+    width = DTYPES[dtype] if dtype else None
     kept = {name: tensor.to(width or tensor.dtype).contiguous() for name, tensor in tensors.items()}
     save_file(kept, path, metadata={"format": "pt", **(metadata or {})})
 

@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from mem_gpt_cli.report.whole_folder import whole_folder
+from mem_gpt_cli.report.whole_folder import sync, whole_folder
 
 _PREFIX = "step-"
 _MANIFEST = "manifest.json"
@@ -88,8 +88,4 @@ def write_file(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     partial.rename(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    sync(path.parent)

@@ -30,8 +30,8 @@ from mem_gpt_cli.finetune.state import (
     random_states,
     save_state,
     seed_everything,
-    trainable,
 )
+from mem_gpt_cli.model.facts import trainable
 from mem_gpt_cli.profile.watch import Levels, Watch, watch
 from mem_gpt_cli.workload.build import build
 from mem_gpt_cli.workload.threads import intra_op_threads

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mem_gpt_cli.errors import UsageError
+from mem_gpt_cli.model.facts import trainable
 
 _WEIGHTS = "trainable.safetensors"
 _STATE = "state.pt"
@@ -28,11 +29,6 @@ class Moving(NamedTuple):
     model: torch.nn.Module
     optimizer: torch.optim.Optimizer
     schedule: torch.optim.lr_scheduler.LRScheduler
-
-
-def trainable(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
-    """The parameters that are trained, by their names; tied ones once."""
-    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 def save_state(folder: Path, moving: Moving, place: Mapping[str, Any], randoms: list[RandomStates]) -> None:

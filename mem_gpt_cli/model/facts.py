@@ -27,6 +27,11 @@ def logits_width(model: torch.nn.Module) -> int | None:
     return None if head is None else int(head.weight.shape[0])
 
 
+def trainable(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
+    """The parameters that training changes, by their names, in the model's order; tied ones once."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
 def summarise(source: ModelSource, model: torch.nn.Module, parameters: int | None = None) -> ModelSummary:
     """The model's name and size; tied weights count once.
 

@@ -1,12 +1,27 @@
-"""Packages that are installed but do not load."""
+"""Packages that are installed but do not load, and those that say too much when they do."""
 
 from __future__ import annotations
 
+import logging
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from mem_gpt_cli.errors import EnvironmentUnavailableError
+
+
+@contextmanager
+def quiet(*packages: str) -> Iterator[None]:
+    """Without the remarks that packages log at their import, of kernels for other machines."""
+    loggers = [logging.getLogger(package) for package in packages]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from mem_gpt_cli.model.facts import trainable
 from mem_gpt_cli.optimizers.galore import GaLore
 from mem_gpt_cli.optimizers.galore_steps import projected
 from mem_gpt_cli.optimizers.settings import DEFAULT_UPDATE_EVERY, Parameter, Settings
@@ -24,9 +25,8 @@ def build_optimizer(recipe: Recipe, model: torch.nn.Module) -> torch.optim.Optim
 
     What ``auto`` comes to is said outright, because a dry run for CUDA has its tensors elsewhere.
     """
-    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
     settings = Settings.of(recipe)
-    return _BUILDERS[settings.name](named, recipe, settings)
+    return _BUILDERS[settings.name](trainable(model), recipe, settings)
 
 
 def state_tensors(optimizer: torch.optim.Optimizer) -> Iterator[torch.Tensor]:
@@ -43,8 +43,7 @@ def listed(model: torch.nn.Module) -> list[Parameter]:
     """The shapes of what a model trains, as formulas take them."""
     return [
         Parameter(tuple(p.shape), p.element_size(), _IN_LAYER.search(name) is not None)
-        for name, p in model.named_parameters()
-        if p.requires_grad
+        for name, p in trainable(model).items()
     ]
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
@@ -13,6 +11,7 @@ from torch import Tensor
 
 from mem_gpt_cli.errors import EnvironmentUnavailableError
 from mem_gpt_cli.model.build import last_turns
+from mem_gpt_cli.model.imports import quiet
 from mem_gpt_cli.quantization.layer import QuantizedLayer
 from mem_gpt_cli.quantization.plan import Method, Role, plan_of
 from mem_gpt_cli.quantization.storable import refuse_unmatched, refuse_unstorable
@@ -164,7 +163,7 @@ def _layers(package: str, module: str | None = None) -> Any:
         EnvironmentUnavailableError: where the package is not installed, or its import fails.
     """
     try:
-        with _quiet("bitsandbytes", "torchao"):
+        with quiet("bitsandbytes", "torchao"):
             return import_module(f"mem_gpt_cli.quantization.{module or package + '_layers'}")
     except (ImportError, OSError, RuntimeError) as error:  # the latter two by libraries that do not load
         missing = isinstance(error, ModuleNotFoundError) and error.name == package
@@ -174,16 +173,3 @@ def _layers(package: str, module: str | None = None) -> Any:
             f"{'install' if missing else 'install again'} memgpt's extra 'quantization', "
             "or write quantization.scheme: none"
         ) from error
-
-
-@contextmanager
-def _quiet(*packages: str) -> Iterator[None]:
-    loggers = [logging.getLogger(package) for package in packages]
-    before = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, before, strict=True):
-            logger.setLevel(level)

@@ -46,7 +46,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         _onto_the_disk(partial)
         partial.chmod(0o755)  # that of ``mkdtemp`` is for its maker alone
         partial.rename(folder)
-        _sync(folder.parent)
+        sync(folder.parent)
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise UsageError(f"{folder} cannot be written: {error.strerror or error}") from error
@@ -57,11 +57,12 @@ def whole_folder(folder: Path) -> Iterator[Path]:
 
 def _onto_the_disk(folder: Path) -> None:
     for path in sorted(folder.rglob("*"), reverse=True):
-        _sync(path)
-    _sync(folder)
+        sync(path)
+    sync(folder)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """See a file, or the names in a folder, onto the disk."""
     file = os.open(path, os.O_RDONLY)
     try:
         os.fsync(file)
