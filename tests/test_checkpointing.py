@@ -302,7 +302,8 @@ def test_cost_is_what_one_more_layer_keeps(model: str, policy: str, sizes: tuple
 FORMULA = [
     *itertools.product([GPT2, LLAMA], ["full", "every second", "selective", "attention", "products"], [{}]),
     *itertools.product([GPT2, LLAMA], ["selective"], [{"attention": {"backend": "eager"}}]),
-    *itertools.product([GPT2, LLAMA], ["selective"], [{"workload": {"autocast": "bf16"}}]),
+    # at four sequences oneDNN's own buffers, which no formula knows, are 2% of so small a peak
+    *itertools.product([GPT2, LLAMA], ["selective"], [{"workload": {"autocast": "bf16", "batch": 8}}]),
     *itertools.product([GPT2, LLAMA], ["selective", "every third"], [{"device": {"name": "h100"}}]),
 ]
 

@@ -225,6 +225,8 @@ def _math(
         merges=merges,
         casts=False,
     )
+    if mask is not None and tape.results is not None:
+        scores = ops.shift(tape, scores)  # torch adds it in place, but not to what may be kept
     weights = attention_ops.softmax(tape, scores, scores.item)
     tape.scratch(weights.numel, "_safe_softmax")
     del scores

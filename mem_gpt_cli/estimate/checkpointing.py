@@ -88,7 +88,8 @@ class KeptResults:
             return make()
         if self._replays:
             results = self._results.popleft()
-            self._last = (len(tape.nodes), [x.handle() for x in results])
+            if not self._results:  # of the others nothing is left once the second run has used them
+                self._last = (len(tape.nodes), [x.handle() for x in results])
             return results
         made = make()
         self._results.append([x.handle() for x in made])

@@ -14,6 +14,8 @@ from unittest import mock
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
+from torch.utils.checkpoint import _CachedTorchDispatchMode, _CachingTorchDispatchMode
 
 from mem_gpt_cli.devices.gpu import Gpu
 from mem_gpt_cli.devices.kernels.build import Build
@@ -157,6 +159,8 @@ def _cudnn(
     return output
 
 
+_SELECTIVE = (_CachingTorchDispatchMode, _CachedTorchDispatchMode)
+"""The modes of ``create_selective_checkpoint_contexts``, in a layer's first run and its second."""
 _FUSED: dict[Kernel, Callable[..., Tensor]] = {"flash": _flash, "efficient": _efficient, "cudnn": _cudnn}
 
 
@@ -173,7 +177,8 @@ def _math(
     """Plain operators, in fp32 unless reduced precision is allowed.
 
     Source: ``_scaled_dot_product_attention_math``. It is written out because torch, seeing a fake tensor,
-    would add the mask out of place; locals live as long as they do there.
+    would add the mask out of place, as on a GPU it does under the dispatch modes of selective checkpointing
+    alone; locals live as long as they do there.
     """
     origin = query.dtype
     exact = not torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()
@@ -188,7 +193,7 @@ def _math(
     key_all, value_all = _repeated(scaled, key_acc, value_acc, enable_gqa)
     scores = torch.matmul(scaled, key_all.transpose(-2, -1) * factor)
     if mask is not None:
-        scores.add_(mask)
+        scores = scores + mask if _keeps_results() else scores.add_(mask)
     scores = aten._safe_softmax(scores, -1)
     if dropout > 0:
         scores = torch.native_dropout(scores, dropout, True)[0]
@@ -196,6 +201,11 @@ def _math(
     output = torch.matmul(scores, value_all).to(origin)
     del returned
     return output
+
+
+def _keeps_results() -> bool:
+    """Whether selective checkpointing watches what runs, so that torch changes nothing in place here."""
+    return any(isinstance(mode, _SELECTIVE) for mode in _get_current_dispatch_mode_stack())
 
 
 def _repeated(query: Tensor, key: Tensor, value: Tensor, enable_gqa: bool) -> tuple[Tensor, Tensor]:
