@@ -11,9 +11,9 @@ import torch
 from mem_gpt_cli.errors import MemgptError
 from mem_gpt_cli.ledger.allocator import record_allocator
 from mem_gpt_cli.optimizers import cost
-from mem_gpt_cli.optimizers.build import build_optimizer, state_tensors
+from mem_gpt_cli.optimizers.build import build_optimizer, listed, state_tensors
 from mem_gpt_cli.optimizers.galore import SCALE, GaLore, renew
-from mem_gpt_cli.optimizers.settings import Parameter, Settings
+from mem_gpt_cli.optimizers.settings import Settings
 from mem_gpt_cli.recipe import refuse_unavailable
 from mem_gpt_cli.recipe.schema import Recipe
 
@@ -221,10 +221,7 @@ def test_what_a_step_takes_for_a_moment(optimizer: dict[str, Any], dtype: torch.
     for event in record.events:
         live += event.nbytes
         highest = max(highest, live)
-    listed = [
-        Parameter(tuple(p.shape), p.element_size(), ".0" in name) for name, p in model.named_parameters()
-    ]
-    assert highest == pytest.approx(cost.step_bytes(listed, Settings.of(recipe)), abs=1024, rel=0.02)
+    assert highest == pytest.approx(cost.step_bytes(listed(model), Settings.of(recipe)), abs=1024, rel=0.02)
 
 
 def test_what_cannot_be_is_refused_with_the_reason() -> None:

@@ -36,6 +36,7 @@ OFFERED: dict[str, dict[str, str]] = {
 """Each value of an option, and the first letters of the lenses that offer it."""
 
 BESIDE: dict[str, tuple[str, ...]] = {
+    "checkpointing.policy=offload": ("device=cuda",),
     "attention.backend=lsh": ("kv_cache.kind=dynamic",),
     "kv_cache.kind=offloaded": ("device=cuda",),
     "kv_cache.kind=sliding": ("kv_cache.window=64",),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args, get_origin
 
 import jsonschema
 import pytest
@@ -38,6 +38,7 @@ TEXTS = st.text(st.characters(blacklist_categories=["Cs"]), max_size=30) | st.sa
         "\t",
     ]
 )
+NAMES = TEXTS.filter(bool)
 FLOATS = st.floats(allow_nan=False, allow_infinity=False)
 SCALARS = st.none() | st.booleans() | st.integers(-(10**20), 10**20) | FLOATS | TEXTS
 NESTED = st.recursive(
@@ -74,7 +75,7 @@ def values_of(path: tuple[str, ...]) -> st.SearchStrategy[Any]:
     assert section is not None
     annotation = without_none(section.model_fields[path[-1]].annotation)
     special: dict[tuple[str, ...], st.SearchStrategy[Any]] = {
-        ("model", "name"): TEXTS.filter(bool),
+        ("model", "name"): NAMES,
         ("model", "dropout"): st.none() | st.floats(0, 0.99),
         ("model", "config"): CONFIGS,
         ("device", "name"): st.sampled_from(["cpu", "cuda", "cuda:3", "h100"]),
@@ -82,9 +83,18 @@ def values_of(path: tuple[str, ...]) -> st.SearchStrategy[Any]:
         ("budget", "memory"): st.none() | NUMBERS | st.sampled_from(["24GiB", "80 GB", "1.5tib"]),
         ("optimizer", "lr"): st.floats(1e-300, 1e300),
         ("optimizer", "weight_decay"): st.floats(0, 1e300),
+        ("optimizer", "momentum"): st.floats(0, 0.99),
+        ("checkpointing", "keep"): st.lists(st.sampled_from(["attention", "products"]), min_size=1),
+        ("adapters", "alpha"): st.floats(1e-300, 1e300),
+        ("adapters", "dropout"): st.floats(0, 0.99),
+        ("adapters", "targets"): st.lists(NAMES, min_size=1, max_size=3),
+        ("adapters", "load"): st.lists(NAMES, max_size=3),
+        ("finetune", "data"): NAMES,
+        ("finetune", "held_out"): NAMES,
+        ("finetune", "held_out_percent"): st.floats(0.01, 99),
         ("workload", "seed"): st.integers(0, 2**63 - 1),
         ("quantization", "overrides"): OVERRIDES,
-        ("quality", "text"): TEXTS.filter(bool),
+        ("quality", "text"): NAMES,
         ("quality", "tokens"): st.integers(2, 10**9),
         ("sampling", "temperature"): st.floats(0, 1e300),
         ("sampling", "top_p"): st.none() | st.floats(1e-300, 1),
@@ -93,8 +103,8 @@ def values_of(path: tuple[str, ...]) -> st.SearchStrategy[Any]:
     }
     if path in special:
         return special[path]
-    if choices := get_args(annotation):
-        return st.sampled_from(choices) if isinstance(choices[0], str) else NUMBERS
+    if get_origin(annotation) is Literal:
+        return st.sampled_from(get_args(annotation))
     return st.booleans() if annotation is bool else NUMBERS
 
 
