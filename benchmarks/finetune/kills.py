@@ -2,9 +2,9 @@
 
     python -m benchmarks.finetune.kills            # 20 kills, minutes; writes results/finetune_kills.csv
 
-Each kill is of a run of its own, which is then resumed to its end. The moments are drawn evenly over the time
-that an undisturbed run takes from its start to its end; the model is small and a checkpoint is written every
-other step, so that many fall into writing one.
+Each kill is of a run of its own, which is then resumed to its end. The moments are drawn evenly over the steps
+and what lies between two of them, whatever else the machine does; the model is small and a checkpoint is written
+every other step, so that many fall into writing one.
 """
 
 from __future__ import annotations
@@ -26,9 +26,10 @@ from typing import Any
 
 RESULTS = Path(__file__).parents[2] / "results" / "finetune_kills.csv"
 COLUMNS = (
-    "kill", "of_s", "after_s", "steps_done", "checkpoint", "unfinished", "resumed_from", "sha256",
-    "identical",
+    "kill", "at_step", "steps_done", "checkpoint", "unfinished", "resumed_from", "sha256", "identical",
 )  # fmt: skip
+LOOKS_S = 0.002
+"""Seconds between two looks at how far a run is."""
 OPTIONS = (
     "--model", "memgpt-tiny", "--set", "model.config.n_layer=2", "--set", "model.weights=random",
     "--set", "model.dropout=0.1", "--data", "sample", "--batch", "2", "--seq", "64", "--lr", "1e-3",
@@ -61,14 +62,14 @@ def kills(folder: Path, count: int, steps: int, draw: random.Random) -> Iterator
     """The rows: each a run that was killed, and what became of it."""
     begun = time.monotonic()
     expected = weights(finished(folder / "undisturbed", steps))
-    duration = time.monotonic() - begun
+    step_s = (time.monotonic() - begun) / steps
     for number in range(1, count + 1):
         out = folder / f"killed-{number}"
-        moment = draw.uniform(0, duration)
-        while not kill(out, steps, moment):  # it was faster than the undisturbed one
+        moment = draw.uniform(0, steps)
+        while not kill(out, steps, moment, step_s):  # it was over before
             shutil.rmtree(out)
             moment = draw.uniform(0, moment)
-        row: dict[str, Any] = {"kill": number, "of_s": round(duration, 2), "after_s": round(moment, 2)}
+        row: dict[str, Any] = {"kill": number, "at_step": round(moment, 2)}
         row |= left_behind(out)
         account = finished(out, steps, "--resume")
         found = weights(account)
@@ -89,25 +90,32 @@ def finished(out: Path, steps: int, *more: str) -> dict[str, Any]:
     return account
 
 
-def kill(out: Path, steps: int, moment: float) -> bool:
-    """Start a run and end it after so many seconds, by the signal that no process can catch; false if it was
-    over before."""
+def kill(out: Path, steps: int, moment: float, step_s: float) -> bool:
+    """Start a run and end it so many steps later, by the signal that no process can catch; false if it was
+    over before.
+    """
     process = subprocess.Popen(
         command(out, steps), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
     )
-    try:
-        process.wait(moment)
-    except subprocess.TimeoutExpired:
-        process.send_signal(signal.SIGKILL)
+    while process.poll() is None and steps_done(out) < int(moment):
+        time.sleep(LOOKS_S)
+    time.sleep(moment % 1 * step_s)
+    process.send_signal(signal.SIGKILL)
     return process.wait() == -signal.SIGKILL
+
+
+def steps_done(out: Path) -> int:
+    """Steps that a run has written down."""
+    log = out / "log.jsonl"
+    return log.read_bytes().count(b"\n") if log.exists() else 0
 
 
 def left_behind(out: Path) -> dict[str, Any]:
     """How far a killed run was, and whether it was writing a checkpoint."""
-    log, folder = out / "log.jsonl", out / "checkpoints"
+    folder = out / "checkpoints"
     whole = sorted(folder.glob("step-*"))
     return {
-        "steps_done": log.read_bytes().count(b"\n") if log.exists() else 0,
+        "steps_done": steps_done(out),
         "checkpoint": int(whole[-1].name.removeprefix("step-")) if whole else None,
         "unfinished": str(any(folder.glob(".*"))).lower(),
     }
