@@ -7,8 +7,8 @@ BIN    := $(VENV)/bin
 # Set TORCH to take another, e.g. `make demo TORCH=torch==2.11.0`; TORCH_INDEX may name an index of CPU builds.
 TORCH  ?= torch==2.13.0
 TORCH_INDEX ?=
-# as many processes as there are cores, four at most: each imports torch
-PYTEST_ARGS ?= -n auto --maxprocesses 4
+# as many processes as there are cores, four at most: each imports torch; neighbours share what they set up
+PYTEST_ARGS ?= -n auto --maxprocesses 4 --dist worksteal
 
 .DEFAULT_GOAL := help
 
