@@ -3,8 +3,8 @@
     python -m benchmarks.finetune.kills            # 20 kills, minutes; writes results/finetune_kills.csv
 
 Each kill is of a run of its own, which is then resumed to its end. The moments are drawn evenly over the
-steps and what lies between two of them, whatever else the machine does; the model is small and a checkpoint is
-written every other step, so that many fall into writing one.
+steps and what lies between two of them, whatever else the machine does; the model is small and a checkpoint
+is written every other step, so that many fall into writing one.
 """
 
 from __future__ import annotations
