@@ -5,21 +5,75 @@ from __future__ import annotations
 from random import Random
 from typing import Any
 
-from mem_gpt_cli.recipe import Recipe
+from mem_gpt_cli.errors import MemgptError
+from mem_gpt_cli.estimate import estimate
+from mem_gpt_cli.recipe import Recipe, expand
 
 VOCABULARY = (500, 3001)
 LENGTH = (5, 700)
 
 
-def drawn_recipe(count: int, seed: int) -> Recipe:
-    """A recipe whose sweep has ``count`` cells, the same for the same seed."""
+def drawn_recipe(count: int, seed: int, options: str = "all") -> Recipe:
+    """A recipe whose sweep has ``count`` cells, the same for the same seed.
+
+    Args:
+        count: how many.
+        seed: of the generator.
+        options: ``training`` draws fine-tunes, with the method, optimizer, loss and checkpointing of each;
+            combinations that are refused are drawn again.
+    """
     random = Random(seed)
-    return Recipe.model_validate({"sweep": {"cells": [_cell(random) for _ in range(count)]}})
+    draw = _fine_tune if options == "training" else _cell
+    return Recipe.model_validate({"sweep": {"cells": [draw(random) for _ in range(count)]}})
 
 
-def _cell(random: Random) -> dict[str, Any]:
+def _fine_tune(random: Random) -> dict[str, Any]:
+    while True:
+        cell = _cell(random, "training") | _method(random)
+        try:
+            (one,) = expand(Recipe.model_validate({"sweep": {"cells": [cell]}}))
+            estimate(one.recipe)
+        except MemgptError:
+            continue
+        return cell
+
+
+def _method(random: Random) -> dict[str, Any]:
+    """How a model is fine-tuned: keys that have a meaning beside one another."""
+    kind = random.choice(["none", "lora", "qlora"])
+    cell: dict[str, Any] = {
+        "workload.seq": random.randint(5, 200),
+        "workload.batch": random.randint(1, 3),
+        "workload.accumulate": random.choice([1, 1, 2, 3]),
+        "workload.clip_norm": random.choice([None, 1.0]),
+        "adapters.kind": kind,
+        "checkpointing.policy": random.choice(["none", "full", "every_n", "selective"]),
+        "optimizer.name": random.choice(["adamw", "adamw_8bit", "lion_8bit", "adafactor", "sgd", "galore"]),
+        "optimizer.implementation": "auto",
+        "loss.kind": random.choice(["full", "chunked", "fused"]),
+    }
+    if kind != "none":
+        cell |= {"adapters.rank": random.randint(1, 24), "adapters.dropout": random.choice([None, 0.1])}
+    if kind == "qlora":
+        cell["quantization.scheme"] = random.choice(["nf4", "int8"])
+    if cell["checkpointing.policy"] == "selective":
+        cell["checkpointing.keep"] = random.choice([["attention"], ["products"], None])
+    if cell["checkpointing.policy"] == "every_n":
+        cell["checkpointing.every"] = random.randint(1, 4)
+    if cell["loss.kind"] == "chunked":
+        cell["loss.chunk"] = random.randint(7, 300)
+    if cell["optimizer.name"] in ("adamw", "sgd"):
+        cell["optimizer.implementation"] = random.choice(["loop", "foreach", "fused"])
+    if cell["optimizer.name"] == "sgd":
+        cell["optimizer.momentum"] = random.choice([None, 0.9])
+    if cell["optimizer.name"] == "galore":
+        cell |= {"optimizer.rank": random.randint(2, 40), "optimizer.bits": random.choice([8, 32])}
+    return cell
+
+
+def _cell(random: Random, task: str | None = None) -> dict[str, Any]:
     name = random.choice(list(SHAPES))
-    task = random.choice(["inference", "training"])
+    task = task or random.choice(["inference", "training"])
     cell: dict[str, Any] = {
         "model.name": name,
         "model.weights": "random",

@@ -3,6 +3,7 @@
     python benchmarks/accuracy/run.py                      # goes on where it was left
     python benchmarks/accuracy/run.py --fresh              # moves the old rows aside and measures all anew
     python benchmarks/accuracy/run.py --drawn 24 --seed 1  # cells that nobody chose
+    python benchmarks/accuracy/run.py --drawn 24 --seed 4 --options training  # fine-tunes that nobody chose
 
 It runs ``memgpt bench``'s own code and appends to ``results/accuracy_cpu.csv``. Cells share processes, which
 saves most of the time and changes no byte that torch's allocator counts (``--cells-per-process 1`` shows it).
@@ -51,7 +52,8 @@ def main() -> None:
 
 def recipes(arguments: argparse.Namespace) -> Iterator[tuple[str, Recipe]]:
     if arguments.drawn:
-        yield f"drawn-{arguments.seed}", drawn_recipe(arguments.drawn, arguments.seed)
+        of = "" if arguments.options == "all" else f"{arguments.options}-"
+        yield f"drawn-{of}{arguments.seed}", drawn_recipe(arguments.drawn, arguments.seed, arguments.options)
         return
     for path in sorted(HERE.glob("*.yaml")):
         if path != OPTIONS and path.stem in (arguments.only or [path.stem]):
@@ -66,6 +68,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--only", nargs="*", help="names of recipes in this folder")
     parser.add_argument("--drawn", type=int, default=0, help="how many cells to draw at random")
     parser.add_argument("--seed", type=int, default=0, help="of the draw")
+    parser.add_argument("--options", choices=["all", "training"], default="all", help="what is drawn")
     parser.add_argument("--timeout", type=float, default=300.0, help="seconds a cell")
     parser.add_argument("--cells-per-process", type=int, default=18)
     return parser.parse_args()

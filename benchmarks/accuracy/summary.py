@@ -81,7 +81,8 @@ def distances(rows: Sequence[Row]) -> Iterator[str]:
     groups = [(name, of_recipe(chosen, name)) for name in names(chosen)]
     groups.append(("**all chosen**", chosen))
     for name in names(drawn):
-        groups.append((f"drawn at random, seed {name.removeprefix(DRAWN)}", of_recipe(drawn, name)))
+        *options, seed = name.removeprefix(DRAWN).split("-")
+        groups.append((", ".join(["drawn at random", *options, f"seed {seed}"]), of_recipe(drawn, name)))
     groups.append(("**all drawn**", drawn))
     for title, group in groups:
         for task in TASKS:
