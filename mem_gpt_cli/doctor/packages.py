@@ -28,10 +28,10 @@ REQUIRED: Mapping[str, str] = {
 OPTIONAL: Mapping[str, str] = {
     "matplotlib": "pictures (--plot, --timeline)",
     "plotly": "pages (--timeline)",
-    "accelerate": "loading weights in pieces",
+    "accelerate": "fine-tuning in several processes",
     "peft": "adapters",
     "bitsandbytes": "4-bit and 8-bit weights and optimizers",
-    "torchao": "8-bit weights",
+    "torchao": "4-bit and 8-bit weights on a CPU",
     "flash-attn": "its own attention kernels",
     "triton": "compiled kernels on a GPU",
 }
