@@ -125,14 +125,13 @@ def test_what_cannot_be_pooled_is_refused(model: str, heads: int, says: str) -> 
         source_of(load_recipe(overrides=[f"model.name={model}", f"attention.kv_heads={heads}"]))
 
 
-@pytest.mark.parametrize("task", ["inference", "training"])
 @pytest.mark.parametrize(
-    "model",
+    ("model", "task"),
     [
-        {"name": "gpt2", "config": {**GPT2, "n_positions": 128}},
-        {"name": "llama-2-7b", "config": LLAMA},
+        ({"name": "gpt2", "config": {**GPT2, "n_positions": 128}}, "training"),
+        ({"name": "llama-2-7b", "config": LLAMA}, "inference"),
     ],
-    ids=["gpt2", "llama"],
+    ids=["gpt2-training", "llama-inference"],
 )
 def test_all_lenses_agree(model: dict[str, Any], task: str) -> None:
     recipe = small_recipe(model, task, attention={"kv_heads": 1})
