@@ -72,7 +72,7 @@ CELLS = {
     "deepseek inference, one dense layer first": [*SMALL_DEEPSEEK, *INFERENCE],
     "mistral inference beyond its window": [*SMALL_MISTRAL, *INFERENCE],
 }
-"""As many layers as make two shallow runs the cheaper way; where kinds of layers alternate, some left over."""
+"""As many layers as make two shallow runs the cheaper way; where kinds alternate, with some left over."""
 
 
 def both_depths(overrides: list[str]) -> tuple[MemoryReport, MemoryReport]:
