@@ -8,7 +8,7 @@ import random
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -66,10 +66,27 @@ def small(**changes: Mapping[str, Any]) -> Recipe:
     return recipe_of(sections)
 
 
-@pytest.fixture(autouse=True)
-def _unpredicted(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="module", autouse=True)
+def _unpredicted() -> Iterator[None]:
     """Predictions take most of the time of so small a run, and are no matter here."""
-    monkeypatch.setattr("mem_gpt_cli.finetune.job.try_to_predict", lambda _: "not asked")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("mem_gpt_cli.finetune.job.try_to_predict", lambda _: "not asked")
+        yield
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
+    """The weights of a run that nothing stopped."""
+    return weights(train(job(small(), tmp_path_factory.mktemp("whole")), Onlooker()))
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was stopped after its second step."""
+    out = tmp_path_factory.mktemp("begun")
+    with pytest.raises(Interrupted):
+        train(job(small(), out), Onlooker(stop_after=1))
+    return out
 
 
 def job(recipe: Recipe, out: Path) -> Job:
@@ -87,20 +104,33 @@ def alike(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 
 
 OPTIONS: dict[str, dict[str, Mapping[str, Any]]] = {
-    "adamw": {"workload": {"accumulate": 2, "clip_norm": 0.5}},
-    "fused": {"optimizer": {"implementation": "fused"}},
-    "bf16": {"model": {"dtype": "bf16"}, "finetune": {"schedule": "cosine"}},
-    "sgd": {"optimizer": {"name": "sgd", "momentum": 0.9}},
-    "adafactor": {"optimizer": {"name": "adafactor"}},
-    "adamw_8bit": {"optimizer": {"name": "adamw_8bit"}},
-    "lion_8bit": {"optimizer": {"name": "lion_8bit"}},
+    "adamw, padded": {"workload": {"accumulate": 2, "clip_norm": 0.5}, "finetune": {"packing": False}},
+    "fused, bf16": {
+        "optimizer": {"implementation": "fused"},
+        "model": {"dtype": "bf16"},
+        "finetune": {"schedule": "cosine"},
+    },
+    "sgd, qlora": {
+        "optimizer": {"name": "sgd", "momentum": 0.9},
+        "adapters": {"kind": "qlora", "rank": 4},
+    },
+    "adafactor, lora": {
+        "optimizer": {"name": "adafactor"},
+        "adapters": {"kind": "lora", "rank": 4, "dropout": 0.1},
+    },
+    "adamw_8bit, checkpointed": {
+        "optimizer": {"name": "adamw_8bit"},
+        "checkpointing": {"policy": "full"},
+        "loss": {"kind": "chunked", "chunk": 8},
+    },
+    "lion_8bit, lsh": {
+        "optimizer": {"name": "lion_8bit"},
+        "attention": {"backend": "lsh"},
+        "model": {"dropout": 0.0},
+    },
     "galore": {"optimizer": {"name": "galore", "rank": 8, "update_every": 3}},
-    "lora": {"adapters": {"kind": "lora", "rank": 4, "dropout": 0.1}},
-    "qlora": {"adapters": {"kind": "qlora", "rank": 4}},
-    "checkpointed": {"checkpointing": {"policy": "full"}, "loss": {"kind": "chunked", "chunk": 8}},
-    "lsh": {"attention": {"backend": "lsh"}, "model": {"dropout": 0.0}},
-    "padded": {"finetune": {"packing": False}},
 }
+"""Each optimizer and each way of training once: what is kept of one has nothing to do with the other."""
 
 
 @pytest.mark.parametrize("name", OPTIONS)
@@ -135,10 +165,19 @@ from mem_gpt_cli.finetune.job import prepare
 from mem_gpt_cli.finetune.processes import Processes
 from mem_gpt_cli.finetune.train import train
 from mem_gpt_cli.recipe import recipe_of
+import transformers.optimization
 
 import mem_gpt_cli.finetune.job as job_module
 job_module.try_to_predict = lambda recipe: "not asked"
-where, number, sections, out = sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3]), Path(sys.argv[4])
+for line in sys.stdin:
+    where, number, sections, out, resume = json.loads(line)
+    out = Path(out)
+    child = os.fork()
+    if child == 0:
+        break
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+else:
+    sys.exit()
 
 def die():
     os.kill(os.getpid(), signal.SIGKILL)
@@ -159,35 +198,50 @@ def tear(value, path):
         die()
     save(value, path)
 state.torch.save = tear
-train(prepare(recipe_of(sections), out, Processes()), Onlooker(), resume="--resume" in sys.argv)
+train(prepare(recipe_of(sections), out, Processes()), Onlooker(), resume=resume)
+os._exit(0)
 """
+"""Trains in a process of its own, which dies where it is told to, for each line: torch is imported once."""
 
 
-def killed(where: str, number: int, out: Path, *more: str) -> int:
-    command = [sys.executable, "-c", KILLED, where, str(number), json.dumps(SMALL), str(out), *more]
-    return subprocess.run(command, capture_output=True, timeout=280).returncode
-
-
-def test_a_run_that_is_killed_again_and_again_ends_with_the_same_weights(tmp_path: Path) -> None:
+def test_a_run_that_is_killed_again_and_again_ends_with_the_same_weights(
+    whole: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
     """Before the first checkpoint, within the second, and while the result is saved."""
-    expected = weights(train(job(small(), tmp_path / "whole"), Onlooker()))
     out = tmp_path / "killed"
-    assert killed("step", 1, out) == -signal.SIGKILL
-    assert not (out / "checkpoints").exists()
-    assert killed("checkpoint", 2, out, "--resume") == -signal.SIGKILL
-    assert [path.name for path in (out / "checkpoints").iterdir() if is_whole(path)] == ["step-00000002"]
-    assert len(logged(out)) == 4
-    assert killed("saving", 0, out, "--resume") == -signal.SIGKILL
+    with subprocess.Popen(
+        [sys.executable, "-c", KILLED],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as starts:
+        asked, ended = starts.stdin, starts.stdout
+        assert asked is not None
+        assert ended is not None
+
+        def killed(where: str, number: int, *, resume: bool) -> int:
+            print(json.dumps([where, number, SMALL, str(out), resume]), file=asked, flush=True)
+            return int(ended.readline())
+
+        assert killed("step", 1, resume=False) == -signal.SIGKILL
+        assert not (out / "checkpoints").exists()
+        assert killed("checkpoint", 2, resume=True) == -signal.SIGKILL
+        assert [path.name for path in (out / "checkpoints").iterdir() if is_whole(path)] == ["step-00000002"]
+        assert len(logged(out)) == 4
+        assert killed("saving", 0, resume=True) == -signal.SIGKILL
     account = train(job(small(), out), Onlooker(), resume=True)
     assert account is not None
     assert account["resumed_from"] == STEPS
-    assert alike(weights(account), expected)
+    assert alike(weights(account), whole)
     assert [line["step"] for line in logged(out)] == [*range(1, STEPS + 1)]
     hidden = {path.name for path in out.rglob(".*")}
     assert hidden <= {".lock"}
 
 
-def test_a_damaged_checkpoint_is_passed_over_and_old_ones_go(tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_passed_over_and_old_ones_go(
+    whole: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
     recipe = small(finetune={"checkpoint_every": 1, "keep_checkpoints": 2})
     with pytest.raises(Interrupted):
         train(job(recipe, tmp_path / "run"), Onlooker(stop_after=3))
@@ -197,7 +251,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_old_ones_go(tmp_path: Path) -> 
     account = train(job(recipe, tmp_path / "run"), Onlooker(), resume=True)
     assert account is not None
     assert account["resumed_from"] == 3
-    assert alike(weights(account), weights(train(job(recipe, tmp_path / "whole"), Onlooker())))
+    assert alike(weights(account), whole)
 
 
 def test_a_run_that_is_over_says_so_again_and_trains_nothing(tmp_path: Path) -> None:
@@ -216,14 +270,15 @@ def test_a_run_that_is_over_says_so_again_and_trains_nothing(tmp_path: Path) -> 
         ({"finetune": {"held_out_percent": 20}}, "finetune.held_out_percent was 5.0 and is 20.0"),
     ],
 )
-def test_another_run_is_refused(changes: dict[str, Any], difference: str, tmp_path: Path) -> None:
-    with pytest.raises(Interrupted):
-        train(job(small(), tmp_path), Onlooker(stop_after=1))
-    with pytest.raises(UsageError, match="holds a run: add --resume"):
-        train(job(small(), tmp_path), Onlooker())
+def test_another_run_is_refused(changes: dict[str, Any], difference: str, begun: Path) -> None:
     with pytest.raises(UsageError, match="was begun otherwise") as caught:
-        train(job(small(**changes), tmp_path), Onlooker(), resume=True)
+        train(job(small(**changes), begun), Onlooker(), resume=True)
     assert difference in str(caught.value)
+
+
+def test_a_run_is_gone_on_with_only_when_that_is_asked(begun: Path) -> None:
+    with pytest.raises(UsageError, match="holds a run: add --resume"):
+        train(job(small(), begun), Onlooker())
 
 
 def test_other_data_is_refused_and_the_same_under_another_name_is_not(tmp_path: Path) -> None:

@@ -67,48 +67,52 @@ def kit_on_cpu(folder: Path, **changes: Any) -> Kit:
     return Kit(**(facts | changes))
 
 
-@pytest.fixture(scope="module")
-def rehearsed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+def test_a_run_that_is_killed_goes_on_where_it_was_and_through_every_stage(tmp_path: Path) -> None:
     """All of the kit but its own tests, against predictions made before."""
-    folder = tmp_path_factory.mktemp("kit")
+    folder = tmp_path / "out"
     cells = cells_of("cpu", "accuracy")
     predicted = predictions.predict(cells, "cpu", NOW, lambda _: None)
-    predictions.write(predicted, folder / "predicted.csv")
+    predictions.write(predicted, tmp_path / "predicted.csv")
     stages = "calibration,accuracy,speed,histories,summary"
     arguments = [
         "--workers",
         "2",
         "--out",
-        str(folder / "out"),
+        str(folder),
         "--predictions",
-        str(folder / "predicted.csv"),
+        str(tmp_path / "predicted.csv"),
     ]
     command = [*KIT, *arguments, "--stages", stages]
-    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=280)
-    return folder / "out", done
-
-
-def test_a_rehearsal_goes_through_every_stage(
-    rehearsed: tuple[Path, subprocess.CompletedProcess[str]],
-) -> None:
-    folder, done = rehearsed
+    path = folder / "accuracy.csv"
+    with subprocess.Popen(
+        command, cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as process:
+        while not (path.exists() and rows_of(path)):
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.send_signal(signal.SIGKILL)
+    kept = path.read_text()
+    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     assert max(map(len, done.stdout.splitlines())) <= 80
-    (run,) = runs_in(folder)
-    assert {stage["name"]: stage["status"] for stage in run["stages"]} == {
+    assert path.read_text().startswith(kept)
+    assert Counter(row["name"] for row in rows_of(path)) == {f"tiny/{n}": 1 for n in range(4)}
+    killed, resumed = runs_in(folder)
+    assert {stage["name"]: stage["status"] for stage in killed["stages"]}["accuracy"] == "running"
+    assert {stage["name"]: stage["status"] for stage in resumed["stages"]} == {
         "calibration": "left out",
         "accuracy": "done",
         "speed": "done",
         "histories": "left out",
     }
-    assert run["packages"]["torch"]
+    assert resumed["packages"]["torch"]
     assert len(list(folder.iterdir())) <= 8
+    _each_cell_was_predicted_retraced_and_measured(folder)
+    _the_summary_has_gates_and_says_that_it_is_not_blind(folder)
+    assert "4 of 4" in done.stdout
 
 
-def test_each_cell_is_predicted_retraced_and_measured(
-    rehearsed: tuple[Path, subprocess.CompletedProcess[str]],
-) -> None:
-    folder, _ = rehearsed
+def _each_cell_was_predicted_retraced_and_measured(folder: Path) -> None:
     rows = rows_of(folder / "accuracy.csv")
     assert {row["name"] for row in rows} == {cell.name for cell in cells_of("cpu", "accuracy")}
     for row in rows:
@@ -129,10 +133,7 @@ def test_each_cell_is_predicted_retraced_and_measured(
     assert cells_speed == "5"
 
 
-def test_the_summary_has_gates_and_says_that_it_is_not_blind(
-    rehearsed: tuple[Path, subprocess.CompletedProcess[str]],
-) -> None:
-    folder, done = rehearsed
+def _the_summary_has_gates_and_says_that_it_is_not_blind(folder: Path) -> None:
     found = json.loads((folder / "summary.json").read_text())
     assert found["statuses"] == {"ok": 4}
     assert found["comparisons"]["predicted"]["allocated"]["met"] is True
@@ -140,25 +141,6 @@ def test_the_summary_has_gates_and_says_that_it_is_not_blind(
     assert found["blind"]["blind"] in ("no", "undecided")
     training = next(row for row in found["speed"] if row["task"] == "training")
     assert training["median_train_tokens_per_s"] > 0
-    assert "4 of 4" in done.stdout
-
-
-def test_a_killed_run_goes_on_where_it_was(tmp_path: Path) -> None:
-    command = [*KIT, "--workers", "1", "--out", str(tmp_path), "--stages", "accuracy"]
-    path = tmp_path / "accuracy.csv"
-    with subprocess.Popen(command, cwd=ROOT, env=environment(), stderr=subprocess.DEVNULL) as process:
-        while not (path.exists() and rows_of(path)):
-            assert process.poll() is None
-            time.sleep(0.05)
-        process.send_signal(signal.SIGKILL)
-    kept = path.read_text()
-    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    assert path.read_text().startswith(kept)
-    assert Counter(row["name"] for row in rows_of(path)) == {f"tiny/{n}": 1 for n in range(4)}
-    killed, resumed = runs_in(tmp_path)
-    assert killed["stages"][0]["status"] == "running"
-    assert resumed["stages"][0]["status"] == "done"
 
 
 def test_without_time_the_cells_are_named_and_the_code_says_so(tmp_path: Path) -> None:

@@ -216,8 +216,16 @@ CELLS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("cell", CELLS)
-@pytest.mark.parametrize("name", ["gpt2", "llama"])
+@pytest.mark.parametrize(
+    ("name", "cell"),
+    [
+        ("gpt2", "fused"),  # the output matrix is the embedding's, or one of its own
+        ("llama", "fused"),
+        ("llama", "chunked"),
+        ("gpt2", "accumulated"),
+        ("gpt2", "chunked, accumulated"),
+    ],
+)
 def test_the_lenses_agree(name: str, cell: str) -> None:
     recipe = small_recipe(MODELS[name], "training", **CELLS[cell])
     traced, formula = trace(recipe), estimate(recipe)
