@@ -11,10 +11,11 @@ import pytest
 from mem_gpt_cli.cli.main import run
 from tests.profiled import LLAMA
 
+SMALL = {**LLAMA["config"], "num_hidden_layers": 1}
 FLAGS = (
     "--model",
     LLAMA["name"],
-    *(flag for key, value in LLAMA["config"].items() for flag in ("--set", f"model.config.{key}={value}")),
+    *(flag for key, value in SMALL.items() for flag in ("--set", f"model.config.{key}={value}")),
     "--set",
     "device.threads=1",
     "--set",
@@ -37,10 +38,10 @@ def test_json_holds_the_measured_report_and_nothing_else(capsys: pytest.CaptureF
 def test_per_token_as_json_and_as_a_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["profile", *FLAGS, "--per-token", "--json"]) == 0
     tokens = json.loads(capsys.readouterr().out)
-    assert tokens["cache_bytes_per_token"] == 2 * 3 * 2 * 16 * 4
+    assert tokens["cache_bytes_per_token"] == 2 * 2 * 16 * 4
     assert [token["index"] for token in tokens["with_cache"]] == [1, 2, 3]
     assert run(["profile", *FLAGS, "--per-token"]) == 0
-    assert "each token adds 768 B" in " ".join(capsys.readouterr().out.split())
+    assert "each token adds 256 B" in " ".join(capsys.readouterr().out.split())
 
 
 def test_timelines_of_both_lenses_show_the_same_peak(
