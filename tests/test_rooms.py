@@ -6,7 +6,7 @@ import ast
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -44,8 +44,10 @@ EXCEPTIONS: dict[tuple[str, str], str] = {}
 HEAVY = ("torch", "transformers", "pandas", "matplotlib", "plotly", "huggingface_hub")
 
 
-def rooms_imported(path: Path) -> Iterator[tuple[str, int]]:
+@cache
+def rooms_imported(path: Path) -> tuple[tuple[str, int], ...]:
     """Each room that a file imports, also inside functions, with the line."""
+    found = []
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
@@ -59,7 +61,8 @@ def rooms_imported(path: Path) -> Iterator[tuple[str, int]]:
         for name in names:
             package, _, rest = name.partition(".")
             if package == "mem_gpt_cli" and rest:
-                yield rest.split(".")[0], node.lineno
+                found.append((rest.split(".")[0], node.lineno))
+    return tuple(found)
 
 
 def room_of(path: Path) -> str:
@@ -108,7 +111,7 @@ def test_what_a_room_hands_out_is_not_imported_with_it(room: str, facade: str) -
 
 def test_common_ground_imports_no_room() -> None:
     for name in COMMON:
-        assert not list(rooms_imported(PACKAGE / f"{name}.py"))
+        assert not rooms_imported(PACKAGE / f"{name}.py")
 
 
 def python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
