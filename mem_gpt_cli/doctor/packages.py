@@ -31,7 +31,7 @@ OPTIONAL: Mapping[str, str] = {
     "accelerate": "fine-tuning in several processes",
     "peft": "adapters",
     "bitsandbytes": "4-bit and 8-bit weights and optimizers",
-    "torchao": "4-bit and 8-bit weights on a CPU",
+    "torchao": "4-bit and 8-bit weights",
     "flash-attn": "its own attention kernels",
     "triton": "compiled kernels on a GPU",
 }
