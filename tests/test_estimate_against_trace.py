@@ -10,11 +10,11 @@ from mem_gpt_cli.report import MemoryReport
 from mem_gpt_cli.trace import trace
 
 GPT2 = (
-    "model.name=gpt2 model.config.n_layer=4 model.config.n_embd=128 model.config.n_head=4 "
+    "model.name=gpt2 model.config.n_layer=3 model.config.n_embd=128 model.config.n_head=4 "
     "model.config.vocab_size=512 device.threads=1"
 )
 LLAMA = (
-    "model.name=llama-2-7b model.config.num_hidden_layers=4 model.config.hidden_size=128 "
+    "model.name=llama-2-7b model.config.num_hidden_layers=3 model.config.hidden_size=128 "
     "model.config.intermediate_size=344 model.config.num_attention_heads=4 "
     "model.config.num_key_value_heads=2 model.config.vocab_size=512 device.threads=1"
 )
@@ -27,18 +27,18 @@ def both(text: str) -> tuple[MemoryReport, MemoryReport]:
     return estimate(recipe), trace(recipe)
 
 
-@pytest.mark.parametrize("model", [GPT2, LLAMA], ids=["gpt2", "llama"])
 @pytest.mark.parametrize(
-    "options",
+    "recipe",
     [
-        f"{GENERATION} attention.backend=eager workload.batch=3",
-        f"{GENERATION} kv_cache.kind=none model.dtype=bf16",
-        f"{TRAINING} attention.backend=eager workload.autocast=bf16 workload.batch=2",
-        f"{TRAINING} checkpointing.policy=full model.dtype=bf16",
+        f"{GPT2} {GENERATION} attention.backend=eager workload.batch=3",
+        f"{LLAMA} {GENERATION} kv_cache.kind=none model.dtype=bf16",
+        f"{GPT2} {TRAINING} attention.backend=eager workload.autocast=bf16 workload.batch=2",
+        f"{LLAMA} {TRAINING} checkpointing.policy=full model.dtype=bf16",
     ],
+    ids=["gpt2, eager", "llama, no cache", "gpt2, autocast", "llama, checkpointing"],
 )
-def test_every_phase_is_within_three_percent_and_weights_are_exact(model: str, options: str) -> None:
-    formula, traced = both(f"{model} {options}")
+def test_every_phase_is_within_three_percent_and_weights_are_exact(recipe: str) -> None:
+    formula, traced = both(recipe)
     for theirs in traced.phases:
         ours = formula.phase(theirs.name)
         assert ours is not None
@@ -60,7 +60,7 @@ LATENT = (
 def test_cache_of_other_attentions_is_exact(model: str) -> None:
     """A window keeps its prompt until the first decode step; latent attention is cached compressed."""
     small = (
-        "model.config.num_hidden_layers=3 model.config.hidden_size=128 model.config.intermediate_size=256 "
+        "model.config.num_hidden_layers=2 model.config.hidden_size=128 model.config.intermediate_size=256 "
         "model.config.num_attention_heads=4 model.config.num_key_value_heads=4 model.config.vocab_size=512"
     )
     formula, traced = both(f"{model} {small} {GENERATION}")
@@ -77,16 +77,21 @@ SMALL_WINDOW = (
     "model.config.num_key_value_heads=2 model.config.vocab_size=512 device.threads=1"
 )
 MIXED_WINDOWS = (
-    "model.name=gemma-3-1b model.config.num_hidden_layers=6 model.config.hidden_size=96 "
+    "model.name=gemma-3-1b model.config.num_hidden_layers=3 model.config.hidden_size=96 "
     "model.config.intermediate_size=256 model.config.num_attention_heads=4 "
     "model.config.num_key_value_heads=1 model.config.head_dim=32 model.config.vocab_size=512 "
-    "model.config.sliding_window=64 device.threads=1"
+    "model.config.sliding_window=64 model.config.sliding_window_pattern=3 device.threads=1"
 )
 
 
-@pytest.mark.parametrize("model", [SMALL_WINDOW, MIXED_WINDOWS], ids=["every layer", "five layers in six"])
 @pytest.mark.parametrize(
-    "options", ["workload.autocast=bf16", "model.dropout=0.1", "attention.backend=eager"]
+    ("model", "options"),
+    [
+        (SMALL_WINDOW, "workload.autocast=bf16"),
+        (MIXED_WINDOWS, "model.dropout=0.1"),
+        (MIXED_WINDOWS, "attention.backend=eager"),
+    ],
+    ids=["every layer, autocast", "two layers in three, dropout", "two layers in three, eager"],
 )
 def test_training_beyond_a_window_is_within_half_a_percent(model: str, options: str) -> None:
     """The fused kernel, the composite one (dropout) and eager code each hold masks of their own."""
