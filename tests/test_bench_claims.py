@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import csv
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from mem_gpt_cli.bench import sweep
 from mem_gpt_cli.bench.claims import judged
 from mem_gpt_cli.bench.claims_table import claims_table
 from mem_gpt_cli.bench.columns import COLUMNS
 from mem_gpt_cli.bench.store import Store
+from mem_gpt_cli.cli import bench as command
 from mem_gpt_cli.cli.main import run
 from mem_gpt_cli.errors import RecipeError
 from mem_gpt_cli.recipe import expand, load_recipe
@@ -19,7 +22,7 @@ from mem_gpt_cli.recipe.schema import Claim
 
 SWEEP = """
 device: {name: cpu, threads: 1}
-model: {name: gpt2, weights: random, config: {n_layer: 2, n_embd: 32, n_head: 2, vocab_size: 301}}
+model: {name: gpt2, weights: random, config: {n_layer: 1, n_embd: 32, n_head: 2, vocab_size: 301}}
 workload: {batch: 2, prompt_tokens: 200, new_tokens: 2}
 sweep:
   baseline: {attention.backend: eager}
@@ -105,10 +108,12 @@ def test_what_was_not_measured_is_no_saving() -> None:
 def test_a_sweep_prints_and_keeps_its_claims(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """Both cells in one process: it is the imports that take long."""
+    monkeypatch.setattr(command, "Plan", partial(sweep.Plan, cells_per_process=2))
     recipe, table = tmp_path / "r.yaml", tmp_path / "r.csv"
     recipe.write_text(SWEEP.replace("CELL", "sdpa"))
     monkeypatch.setenv("COLUMNS", "80")
-    assert run(["bench", str(recipe), "--csv", str(table)]) == 0
+    assert run(["bench", str(recipe), "--csv", str(table), "--lenses", "profile"]) == 0
     printed = capsys.readouterr().out
     with table.open(newline="") as file:
         rows = list(csv.DictReader(file))

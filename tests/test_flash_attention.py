@@ -36,7 +36,8 @@ def test_flash_generates_the_tokens_of_eager_with_a_dynamic_cache(name: str) -> 
 
 @pytest.mark.parametrize(("backend", "kernels"), [("flash", ["sdpa flash"]), ("eager", ["eager"])])
 def test_the_report_says_which_kernel_ran(backend: str, kernels: list[str]) -> None:
-    recipe = small_recipe(MODELS["gpt2"], "inference", attention={"backend": backend})
+    workload = {"prompt_tokens": 16, "new_tokens": 2}
+    recipe = small_recipe(MODELS["gpt2"], "inference", attention={"backend": backend}, workload=workload)
     assert profile(recipe, passes="memory").details["attention_kernels"] == kernels
     assert trace(recipe).details["attention_kernels"] == kernels
 
