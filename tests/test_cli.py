@@ -236,32 +236,31 @@ def test_every_flag_reaches_the_key_that_it_stands_for() -> None:
         assert str(found) == {"2GiB": str(2**31)}.get(value, value), key
 
 
-def test_json_prints_one_report_and_nothing_else() -> None:
-    done = memgpt("estimate", "--model", "gpt2", "--seq", "2048", "--json")
-    assert done.returncode == 0
-    report = from_dict(json.loads(done.stdout))
+def test_json_prints_one_report_and_nothing_else(here: Callable[..., Any]) -> None:
+    done = here("estimate", "--model", "gpt2", "--seq", "2048", "--json")
+    report = from_dict(json.loads(done.out))
     assert report.model.parameters == 124_439_808
     assert report.lens == "estimate"
-    assert "warning" in done.stderr, "GPT-2's positions end at 1,024"
+    assert "warning" in done.err, "GPT-2's positions end at 1,024"
     assert "1,024" in report.warnings[0]
 
 
-def test_csv_appends_a_row_a_run(tmp_path: Path) -> None:
+def test_csv_appends_a_row_a_run(here: Callable[..., Any], tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
     for batch in ("1", "2"):
-        assert memgpt("estimate", "--model", "gpt2", "--batch", batch, "--csv", str(path)).returncode == 0
+        here("estimate", "--model", "gpt2", "--batch", batch, "--csv", str(path))
     header, *rows = path.read_text().splitlines()
     assert header.startswith("schema_version,lens,status,model,")
     assert [row.split(",")[:4] for row in rows] == [["1", "estimate", "ok", "gpt2"]] * 2
 
 
-def test_a_budget_below_the_peak_shows_the_table_and_fails_the_gate() -> None:
+def test_a_budget_below_the_peak_shows_the_table_and_fails_the_gate(here: Callable[..., Any]) -> None:
     done = memgpt("estimate", "--model", "gpt2", "--budget", "100MiB")
     assert done.returncode == 3
     assert "allocated" in done.stdout
     assert "does not fit" in done.stderr
     assert "100 MiB" in done.stderr
-    assert memgpt("estimate", "--model", "gpt2", "--budget", "100GiB").returncode == 0
+    here("estimate", "--model", "gpt2", "--budget", "100GiB")
 
 
 def test_a_trace_stands_beside_the_formula_and_json_is_the_traces(here: Callable[..., Any]) -> None:
@@ -273,13 +272,15 @@ def test_a_trace_stands_beside_the_formula_and_json_is_the_traces(here: Callable
     assert report.lens == "trace"
 
 
-def test_a_curve_has_a_point_a_doubling_in_the_table_and_in_json(tmp_path: Path) -> None:
+def test_a_curve_has_a_point_a_doubling_in_the_table_and_in_json(
+    here: Callable[..., Any], tmp_path: Path
+) -> None:
     picture = tmp_path / "curve.svg"
     arguments = ("estimate", "--model", "gpt2", "--attention", "eager", "--curve", "seq")
-    shown = memgpt(*arguments, "--plot", str(picture), COLUMNS="80")
-    assert "quadratically" in next(line for line in shown.stdout.splitlines() if "attention scores" in line)
+    shown = here(*arguments, "--plot", str(picture))
+    assert "quadratically" in next(line for line in shown.out.splitlines() if "attention scores" in line)
     assert picture.read_text().startswith("<?xml")
-    points = json.loads(memgpt(*arguments, "--json").stdout)["points"]
+    points = json.loads(here(*arguments, "--json").out)["points"]
     assert [point["value"] for point in points] == [128 * 2**power for power in range(7)]
     assert all(from_dict(point["report"]).lens == "estimate" for point in points)
 

@@ -203,16 +203,17 @@ def test_perplexity_is_that_of_the_labels(model: Any) -> None:
 
 
 def test_a_dry_run_predicts_and_holds_to_the_budget(run: Run, tmp_path: Path) -> None:
-    code, printed, _ = run("--dry-run", "--json")
+    small = ("--set", "model.config.n_layer=1", "--set", "model.weights=random")
+    code, printed, _ = run("--dry-run", "--json", *small)
     assert code == 0
     report = json.loads(printed)
     assert report["lens"] == "trace"
     peak = report["peak"]["allocated_bytes"]
-    assert run("--dry-run", "--budget", str(peak))[0] == 0
-    code, _, err = run("--dry-run", "--budget", str(peak - 1))
+    assert run("--dry-run", "--budget", str(peak), *small)[0] == 0
+    code, _, err = run("--dry-run", "--budget", str(peak - 1), *small)
     assert code == 3
     assert "it does not fit: " in err
-    code, _, err = run("--out", str(tmp_path / "run"), "--budget", str(peak - 1))
+    code, _, err = run("--out", str(tmp_path / "run"), "--budget", str(peak - 1), *small)
     assert code == 3
     assert not (tmp_path / "run" / "log.jsonl").exists()
 
