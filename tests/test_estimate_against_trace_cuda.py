@@ -28,11 +28,8 @@ RECIPES = (
     f"{GPT2} {GENERATION} device.name=h100",
     f"{GPT2} {TRAINING} device.name=h100",
     f"{GPT2} {TRAINING} device.name=a100-80gb attention.backend=eager optimizer.implementation=loop",
-    f"{GPT2} {TRAINING} device.name=rtx-4090 model.dtype=bf16 optimizer.implementation=fused",
-    f"{GPT2} {TRAINING} device.name=h100 checkpointing.policy=full",
-    f"{LLAMA} {GENERATION} device.name=h100 model.dtype=bf16",
-    f"{LLAMA} workload.prompt_tokens=64 workload.new_tokens=40 device.name=rtx-4090",
-    f"{LLAMA} {TRAINING} device.name=h100",
+    f"{GPT2} {TRAINING} device.name=rtx-4090 optimizer.implementation=fused checkpointing.policy=full",
+    f"{LLAMA} workload.prompt_tokens=64 workload.new_tokens=40 device.name=rtx-4090 model.dtype=bf16",
     f"{LLAMA} {TRAINING} device.name=h100 model.dtype=bf16",
     f"{LLAMA} {TRAINING} device.name=a100-80gb workload.autocast=bf16",
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -30,6 +31,7 @@ def on_card(*overrides: str, device: str = "h100") -> Recipe:
     return load_recipe(None, overrides=[*overrides, f"device.name={device}"])
 
 
+@cache
 def traced(*overrides: str, device: str = "h100") -> MemoryReport:
     return trace(on_card(*overrides, device=device))
 
@@ -40,7 +42,7 @@ def component(report: MemoryReport, phase: str, name: str) -> int:
     return found.components[name]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def training() -> MemoryReport:
     return traced(*TRAINING)
 
@@ -108,7 +110,8 @@ def test_a_run_beyond_the_budget_dies_at_a_place() -> None:
 
 
 def test_without_a_budget_the_cards_own_memory_is_the_limit() -> None:
-    report = traced("model.name=gpt2-xl", "task=training", "workload.steps=1", "workload.seq=64", device="t4")
+    wide = "model.config={n_layer: 1, n_embd: 12288, n_head: 96}"
+    report = traced(*TRAINING, wide, "workload.steps=1", device="t4")
     assert report.details["allocator"]["out_of_memory"]["phase"] in ("optimizer_step", "backward")
     assert any("that the t4 leaves to torch" in text for text in report.warnings)
 
@@ -157,7 +160,7 @@ def test_a_setting_that_changes_nothing_is_named() -> None:
 def test_settings_of_the_allocator_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     by_recipe = traced(*INFERENCE, "device.allocator='expandable_segments:True'")
     monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
-    assert traced(*INFERENCE).reserved_bytes == by_recipe.reserved_bytes
+    assert trace(on_card(*INFERENCE)).reserved_bytes == by_recipe.reserved_bytes
 
 
 @pytest.mark.parametrize(
@@ -184,7 +187,7 @@ def test_a_card_that_nobody_named_is_assumed_and_said(monkeypatch: pytest.Monkey
         raise EnvironmentUnavailableError("this machine's NVIDIA Imagined 1 is not in the catalogue")
 
     monkeypatch.setattr("mem_gpt_cli.devices.present.gpu_present", unknown)
-    report = traced(*INFERENCE, device="cuda")
+    report = trace(on_card(*INFERENCE, device="cuda"))
     assert report.device.name == "NVIDIA A100-SXM4-80GB"
     why = "'cuda' names no GPU and this machine's NVIDIA Imagined 1 is not in the catalogue: kernels"
     assert any(text.startswith(why) for text in report.warnings)
@@ -207,7 +210,7 @@ def test_nothing_is_left_steered() -> None:
         )
 
     before = outside()
-    traced(*INFERENCE)
+    trace(on_card(*INFERENCE))
     assert outside() == before
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.nn.functional.softmax(torch.ones(2, dtype=torch.bfloat16), -1).dtype == torch.bfloat16

@@ -17,15 +17,14 @@ from mem_gpt_cli.trace import trace
 from mem_gpt_cli.workload import Unobserved, workload_of
 from mem_gpt_cli.workload.build import build
 
-GPT2 = ["model.name=gpt2", "model.config={n_layer: 3, n_embd: 96, n_head: 4, vocab_size: 3000}"]
+GPT2 = ["model.name=gpt2", "model.config={n_layer: 2, n_embd: 96, n_head: 4, vocab_size: 3000}"]
 LLAMA = [
     "model.name=llama-3.2-1b",
-    "model.config={num_hidden_layers: 3, hidden_size: 96, intermediate_size: 128, num_attention_heads: 4, "
+    "model.config={num_hidden_layers: 2, hidden_size: 96, intermediate_size: 128, num_attention_heads: 4, "
     "head_dim: 24, num_key_value_heads: 2, vocab_size: 3000}",
 ]
 CELLS = {
     "tied gradients add up": [*GPT2, "task=training", "workload.seq=24"],
-    "the same under autocast": [*GPT2, "task=training", "workload.seq=24", "workload.autocast=bf16"],
     "checkpointed, wide residuals": [
         *LLAMA,
         "model.config.vocab_size=50",
@@ -43,10 +42,11 @@ CELLS = {
         "checkpointing.policy=full",
         "optimizer.implementation=fused",
     ],
-    "every second layer recomputed": [
+    "the same under autocast, every second layer recomputed": [
         *GPT2,
         "task=training",
-        "workload.seq=96",
+        "workload.seq=24",
+        "workload.autocast=bf16",
         "checkpointing.policy=every_n",
     ],
     "kept results under autocast, accumulated": [
