@@ -15,17 +15,19 @@ from mem_gpt_cli.report.model import MemoryReport, Phase
 
 WORKLOAD = {"batch": 1, "seq": 16}
 SOME_BYTES = 4096
-MEASURED: list[tuple[dict[str, Any], dict[str, Any]]] = [
-    (GPT2, {"name": "sgd", "momentum": 0.9, "implementation": "foreach"}),
-    (LLAMA, {"name": "adafactor"}),
-    (GPT2, {"name": "adamw_8bit"}),
-    (LLAMA, {"name": "lion_8bit"}),
-    (GPT2, {"name": "galore", "rank": 16}),
-    (LLAMA, {"name": "galore", "rank": 40, "bits": 8}),
-]
+FLAT_GPT2 = {**GPT2, "config": {**GPT2["config"], "n_layer": 2}}
+FLAT_LLAMA = {**LLAMA, "config": {**LLAMA["config"], "num_hidden_layers": 2}}
+MEASURED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "gpt2 sgd": (FLAT_GPT2, {"name": "sgd", "momentum": 0.9, "implementation": "foreach"}),
+    "llama adafactor": (FLAT_LLAMA, {"name": "adafactor"}),
+    "gpt2 adamw_8bit": (FLAT_GPT2, {"name": "adamw_8bit"}),
+    "llama lion_8bit": (FLAT_LLAMA, {"name": "lion_8bit"}),
+    "gpt2 galore": (FLAT_GPT2, {"name": "galore", "rank": 16}),
+    "llama galore 8 bits": (FLAT_LLAMA, {"name": "galore", "rank": 40, "bits": 8}),
+}
 
 
-@pytest.mark.parametrize(("model", "optimizer"), MEASURED, ids=str)
+@pytest.mark.parametrize(("model", "optimizer"), MEASURED.values(), ids=MEASURED)
 def test_a_step_is_traced_as_it_is_measured(model: dict[str, Any], optimizer: dict[str, Any]) -> None:
     recipe = small_recipe(model, "training", optimizer=optimizer, workload=WORKLOAD)
     formula, traced = memgpt.estimate(recipe), memgpt.trace(recipe)
