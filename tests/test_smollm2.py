@@ -1,4 +1,4 @@
-"""SmolLM2-135M from its package: found without importing it, refused in one sentence, loaded for real."""
+"""SmolLM2-135M from its package: found without importing it, refused in one sentence."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import sys
 import pytest
 
 from mem_gpt_cli.errors import EnvironmentUnavailableError
-from mem_gpt_cli.model import smollm2
+from mem_gpt_cli.model import resolve, smollm2
+from mem_gpt_cli.recipe import load_recipe
 
 
 def test_missing_package_is_one_sentence_that_names_the_mend(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -36,15 +37,8 @@ def test_finding_the_file_imports_neither_torch_nor_the_package() -> None:
 
 @pytest.mark.smollm2
 @pytest.mark.skipif(smollm2.installed_file() is None, reason="the weights are not installed: make smollm2")
-def test_the_real_model_loads_and_knows_a_capital() -> None:
-    import torch
-
-    model = smollm2.load_model(torch.float32)
-    tokenizer = smollm2.load_tokenizer()
-    prompt = tokenizer("The capital of France is", return_tensors="pt")
-    answer = model.generate(**prompt, max_new_tokens=1, do_sample=False)
-    assert model.num_parameters() == 134_515_008
-    assert {p.dtype for p in model.parameters()} == {torch.float32}
-    assert model.get_input_embeddings().weight is model.get_output_embeddings().weight
-    assert model.config.num_key_value_heads == 3
-    assert tokenizer.decode(answer[0]).endswith(" Paris")
+def test_its_numbers_are_read_from_the_file() -> None:
+    read = resolve(load_recipe(overrides=["model.name=smollm2-135m"]).model)
+    assert read.architecture.parameters == 134_515_008
+    assert read.architecture.tied_embeddings
+    assert {layer.attention.kv_heads for layer in read.architecture.layers} == {3}

