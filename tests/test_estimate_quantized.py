@@ -11,11 +11,11 @@ from mem_gpt_cli.recipe.schema import Recipe
 
 GPT2 = (
     "model.name=gpt2",
-    "model.config={n_embd: 128, n_layer: 3, n_head: 4, vocab_size: 1000, n_positions: 256}",
+    "model.config={n_embd: 128, n_layer: 2, n_head: 4, vocab_size: 1000, n_positions: 256}",
 )
 LLAMA = (
     "model.name=llama-2-7b",
-    "model.config={hidden_size: 128, num_hidden_layers: 3, num_attention_heads: 4, num_key_value_heads: 2, "
+    "model.config={hidden_size: 128, num_hidden_layers: 2, num_attention_heads: 4, num_key_value_heads: 2, "
     "intermediate_size: 384, vocab_size: 1000}",
 )
 CASES = (
@@ -34,7 +34,7 @@ CASES = (
 
 
 def recipe_of(model: tuple[str, ...], section: str, device: str, dtype: str) -> Recipe:
-    work = ("workload.prompt_tokens=40", "workload.new_tokens=6", "workload.batch=2")
+    work = ("workload.prompt_tokens=40", "workload.new_tokens=3", "workload.batch=2")
     options = (f"quantization={section}", f"device={device}", f"model.dtype={dtype}")
     return load_recipe(overrides=[*model, *options, *work, "model.weights=random"])
 

@@ -20,7 +20,6 @@ MIXED = (
 )
 SECTIONS = [
     MIXED,
-    "{scheme: nf4}",
     "{scheme: nf4, double_quant: true}",
     "{scheme: int8, backend: bitsandbytes}",
     "{scheme: int8, backend: torchao}",
