@@ -1,13 +1,16 @@
-"""Set before anything imports torch, here and in the processes that tests start."""
+"""Set before anything imports torch, here and in the processes that tests start; and a lighter collector."""
 
 import gc
 import os
+
+import pytest
 
 # There is a worker for each core: with a thread for each core as well, they would wait for one another.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
-def pytest_collection_finish() -> None:
-    """Take what was imported out of the collector's rounds: each lens asks for one to know what is live."""
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown() -> None:
+    """What is there by now stays: each lens collects garbage, and would go through all of torch again."""
     gc.collect()
     gc.freeze()
