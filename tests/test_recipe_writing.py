@@ -123,6 +123,11 @@ def recipes(draw: st.DrawFn) -> dict[str, Any]:
     if data.get("task") != "training" and draw(st.booleans()):
         data.setdefault("workload", {}).pop("batch", None)  # the requests say it
         data["workload"]["requests"] = draw(REQUESTS)
+    if (
+        data.get("adapters", {}).get("kind") == "qlora"
+        and data.get("quantization", {}).get("scheme") == "none"
+    ):
+        del data["quantization"]["scheme"]  # the one pair that no recipe may hold
     if draw(st.booleans()):
         axes = st.dictionaries(
             st.sampled_from(["workload.batch", "model.name"]), st.lists(SCALARS, max_size=3)
