@@ -128,6 +128,13 @@ def test_fused_is_refused_where_logits_are_more_than_one_product(name: str, tmp_
         estimate(recipe)
 
 
+def test_fused_takes_models_of_experts() -> None:
+    """Their forward pass asks the decoder for more than hidden states."""
+    model = {"name": "mixtral-8x7b", "config": {**LLAMA["config"], "num_local_experts": 2}}
+    recipe = small_recipe(model, "training", loss=FUSED)
+    build_on_meta(source_of(recipe), recipe)
+
+
 def test_fused_is_refused_where_torch_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metadata, "version", lambda _: "2.11.0+cu128")
     recipe = small_recipe(GPT2, "training", loss=FUSED)

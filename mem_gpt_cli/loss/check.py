@@ -60,14 +60,25 @@ def _check_plain(model: torch.nn.Module, name: str) -> None:
 
 def _beyond_one_product(model: torch.nn.Module, matrix: torch.nn.Linear) -> list[str]:
     """What the model's own way from hidden states to logits computes beside one product."""
-    from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
-
     hidden = torch.empty(1, 1, matrix.in_features, dtype=matrix.weight.dtype, device=matrix.weight.device)
     with torch.no_grad(), _Operators() as operators:
-        Halves(model).logits(BaseModelOutputWithPastAndCrossAttentions(hidden), hidden)
+        Halves(model).logits(_Decoded(hidden), hidden)
     names = [name for name in operators.names if name not in _MOVES]
     products = [name for name in names if name in _PRODUCTS]
     return [name for name in names if name not in _PRODUCTS] + products[1:]
+
+
+class _Decoded(tuple[torch.Tensor]):
+    """What a decoder answers: hidden states, and ``None`` for all else that a model may ask for."""
+
+    last_hidden_state: torch.Tensor
+
+    def __new__(cls, hidden: torch.Tensor) -> _Decoded:
+        return super().__new__(cls, (hidden,))
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("__"):
+            raise AttributeError(name)
 
 
 class _Operators(TorchDispatchMode):
