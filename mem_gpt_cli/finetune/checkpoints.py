@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from mem_gpt_cli.report.whole_folder import sync, whole_folder
+from mem_gpt_cli.report.whole_folder import onto_the_disk, sync, whole_folder
 
 _PREFIX = "step-"
 _MANIFEST = "manifest.json"
@@ -28,7 +28,7 @@ class Checkpoints:
         """Have ``fill`` write a checkpoint into the folder that it is given, and let go of the oldest.
 
         Raises:
-            UsageError: where the disk does not take it; the checkpoints before it stand.
+            EnvironmentUnavailableError: where the disk does not take it; the checkpoints before it stand.
         """
         path = self._folder / f"{_PREFIX}{step:08}"
         if not is_whole(path):
@@ -81,11 +81,20 @@ def clear_hidden(folder: Path, name: str) -> None:
 
 
 def write_file(path: Path, text: str) -> None:
-    """Write a small file that is there as a whole or not at all."""
+    """Write a small file that is there as a whole or not at all.
+
+    Raises:
+        EnvironmentUnavailableError: where the disk does not take it; what was there before stands.
+    """
     partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.rename(path)
-    sync(path.parent)
+    try:
+        with onto_the_disk(path):
+            with partial.open("w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.rename(path)
+            sync(path.parent)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise

@@ -40,7 +40,8 @@ def save_state(folder: Path, moving: Moving, place: Mapping[str, Any], randoms: 
         "schedule": moving.schedule.state_dict(),
         "random": randoms,
     }
-    torch.save(state, folder / _STATE)
+    with (folder / _STATE).open("wb") as file:  # ours, because torch's own tells no reason when it fails
+        torch.save(state, file)
     (folder / _PLACE).write_text(json.dumps(place, indent=2) + "\n", encoding="utf-8")
 
 
