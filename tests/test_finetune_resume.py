@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file
 
 from mem_gpt_cli.errors import UsageError
-from mem_gpt_cli.finetune.checkpoints import Checkpoints, is_whole
+from mem_gpt_cli.finetune.checkpoints import is_whole
 from mem_gpt_cli.finetune.interrupts import Interrupted
 from mem_gpt_cli.finetune.job import Job, prepare
 from mem_gpt_cli.finetune.processes import Processes

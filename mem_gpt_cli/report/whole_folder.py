@@ -84,8 +84,8 @@ def _refusal_of_the_disk(error: BaseException) -> str | None:
     if type(error).__name__ == "SafetensorError" and "while serializing" in words:
         return words.rpartition("I/O error: ")[2]
     if isinstance(error, RuntimeError) and "inline_container" in words:
-        cause = error.__context__
-        return _refusal_of_the_disk(cause) if isinstance(cause, OSError) else "torch could not write all of it"
+        known = error.__context__ and _refusal_of_the_disk(error.__context__)
+        return known or "torch could not write all of it"
     return None
 
 
