@@ -16,8 +16,9 @@ from mem_gpt_cli.cli import main as cli
 from mem_gpt_cli.finetune.data import batches, load_data
 from mem_gpt_cli.finetune.evaluate import evaluate
 from mem_gpt_cli.finetune.row import FINETUNE_COLUMNS
-from mem_gpt_cli.finetune.rows import NOT_LEARNT, Order, padded
+from mem_gpt_cli.finetune.rows import Order, padded
 from mem_gpt_cli.finetune.tokens import Encoded
+from mem_gpt_cli.loss.targets import IGNORED
 from mem_gpt_cli.model import tiny
 from mem_gpt_cli.recipe import Recipe, recipe_of
 from mem_gpt_cli.workload import Unobserved
@@ -197,7 +198,7 @@ def test_perplexity_is_that_of_the_labels(model: Any) -> None:
     losses = []
     for row, label in zip(rows.tokens.long(), rows.labels.long(), strict=True):
         log_p = model(input_ids=row[None]).logits[0].log_softmax(-1)
-        losses += [-float(log_p[at - 1, label[at]]) for at in range(1, 16) if int(label[at]) != NOT_LEARNT]
+        losses += [-float(log_p[at - 1, label[at]]) for at in range(1, 16) if int(label[at]) != IGNORED]
     assert found.tokens == len(losses) == 12
     assert found.perplexity == pytest.approx(math.exp(sum(losses) / len(losses)), rel=1e-4)
 

@@ -12,8 +12,9 @@ import torch
 from mem_gpt_cli.errors import UsageError, UsageErrors
 from mem_gpt_cli.finetune.data import load_data, split
 from mem_gpt_cli.finetune.documents import Chat, Completion, Message, Text, document_of, read_documents
-from mem_gpt_cli.finetune.rows import NOT_LEARNT, Order, packed, padded
+from mem_gpt_cli.finetune.rows import Order, packed, padded
 from mem_gpt_cli.finetune.tokens import Encoded, encode
+from mem_gpt_cli.loss.targets import IGNORED
 from mem_gpt_cli.model import tiny
 from mem_gpt_cli.recipe import recipe_of
 
@@ -55,13 +56,21 @@ def test_a_text_is_split_at_its_marks_and_a_folder_read_in_order(tmp_path: Path)
     (tmp_path / "b.txt").write_text("one\n<|endoftext|>\n\n<|endoftext|>\ntwo\nlines\n")
     (tmp_path / "a.jsonl").write_text('{"text": "first"}\n')
     (tmp_path / "c.md").write_text("no data")
+    (tmp_path / "d.TXT").write_text("<|endoftext|>\nloud\n")
+    (tmp_path / "e.JSONL").write_text('{"text": "last"}\n')
     found = read_documents(str(tmp_path), "finetune.data")
     assert [document.text for document in found if isinstance(document, Text)] == [
         "first",
         "one",
         "two\nlines",
+        "loud",
+        "last",
     ]
-    assert found[2].where == f"{tmp_path / 'b.txt'}:5"
+    assert [document.where for document in found[1:4]] == [
+        f"{tmp_path / 'b.txt'}:1",
+        f"{tmp_path / 'b.txt'}:5",
+        f"{tmp_path / 'd.TXT'}:2",
+    ]
     assert len(read_documents("sample", "finetune.data")) == 6
 
 
@@ -75,6 +84,8 @@ def test_a_text_is_split_at_its_marks_and_a_folder_read_in_order(tmp_path: Path)
         ('{"prompt": "a"}', "has no completion"),
         ('{"completion": "a"}', "has no 'prompt'"),
         ('{"text": "a", "messages": []}', "has both 'text' and 'messages'"),
+        ('{"prompt": "a", "text": "b"}', "has both 'prompt' and 'text': name what follows"),
+        ('{"prompt": "a", "messages": []}', "has both 'prompt' and 'messages': name what follows"),
         ('{"text": 3}', "text is a number: write a text"),
         ('{"text": ""}', "text is empty"),
         ('{"prompt": "a", "completion": ""}', "completion is empty"),
@@ -164,7 +175,7 @@ def test_packed_rows_hold_every_token_once_and_end_in_padding() -> None:
     documents = [Encoded([1, 2, 3, 0], [True] * 4), Encoded([4, 5, 0], [False, True, True])]
     rows = packed(documents, seq=4, padding=9)
     assert rows.tokens.tolist() == [[1, 2, 3, 0], [4, 5, 0, 9]]
-    assert rows.labels.tolist() == [[1, 2, 3, 0], [NOT_LEARNT, 5, 0, NOT_LEARNT]]
+    assert rows.labels.tolist() == [[1, 2, 3, 0], [IGNORED, 5, 0, IGNORED]]
     assert rows.lengths.tolist() == [4, 3]
     assert rows.learnt(torch.tensor([0, 1])) == 5
     assert packed([Encoded([1, 2], [False, False])], 2, 9).dropped == 1
@@ -179,7 +190,7 @@ def test_padded_rows_hold_one_document_each() -> None:
     ]
     rows = padded(documents, seq=3, padding=0)
     assert rows.tokens.tolist() == [[1, 2, 0], [3, 4, 5], [7, 8, 9]]
-    assert rows.labels.tolist() == [[1, 2, NOT_LEARNT], [3, 4, 5], [NOT_LEARNT, 8, 9]]
+    assert rows.labels.tolist() == [[1, 2, IGNORED], [3, 4, 5], [IGNORED, 8, 9]]
     assert (rows.dropped, rows.cut) == (2, 2)  # "6" alone predicts nothing; of the last nothing is left
 
 

@@ -101,7 +101,7 @@ def _size(document: Document) -> int:
 
 
 def _rows(documents: Sequence[Document], recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Rows:
-    encoded = [encode(document, tokenizer) for document in documents]
+    encoded = (encode(document, tokenizer) for document in documents)
     found = [tokenizer.pad_token_id, tokenizer.eos_token_id]
     padding = int(next((token for token in found if token is not None), 0))
     lay_out = packed if recipe.finetune.packing else padded

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from mem_gpt_cli.quality.text import SAMPLE, sample_texts
 DOCUMENT_END = "<|endoftext|>"
 """A line of a text file that ends a document: GPT-2's own mark."""
 ASSISTANT = "assistant"
+_MARK = re.compile(rf"^[^\S\n]*{re.escape(DOCUMENT_END)}[^\S\n]*(?:\n|\Z)", re.MULTILINE)
 _LISTED = 20
 """Malformed lines that are named one by one."""
 _KINDS = '{"text": ...}, {"prompt": ..., "completion": ...} or {"messages": [...]}'
@@ -88,12 +90,13 @@ def read_documents(name: str, key: str) -> list[Document]:
 def _files(name: str, key: str) -> list[Path]:
     path = Path(name).expanduser()
     if path.is_file():
-        if path.suffix == ".json":
+        if path.suffix.lower() == ".json":
             raise UsageError(f"{key}: {name} is JSON: write one object a line and name it .jsonl")
         return [path]
     if not path.is_dir():
         raise UsageError(f"{key}: {name} does not exist: give a text file, a .jsonl, a folder, or {SAMPLE}")
-    found = sorted(file for file in path.rglob("*") if file.suffix in (".txt", ".jsonl") and file.is_file())
+    kinds = (".txt", ".jsonl")
+    found = sorted(file for file in path.rglob("*") if file.suffix.lower() in kinds and file.is_file())
     if not found:
         raise UsageError(f"{key}: {name} holds no .txt and no .jsonl file: give a folder that does")
     return found
@@ -102,23 +105,20 @@ def _files(name: str, key: str) -> list[Path]:
 def _of_file(path: Path, key: str) -> Iterator[Document | UsageError]:
     with reading(str(path), key):
         text = path.read_text(encoding="utf-8-sig")
-    if path.suffix == ".jsonl":
+    if path.suffix.lower() == ".jsonl":
         yield from _of_lines(text.split("\n"), str(path))
     else:
         yield from _of_text(text, str(path))
 
 
 def _of_text(text: str, where: str) -> Iterator[Text]:
-    part: list[str] = []
-    first = 1
-    for number, line in enumerate([*text.splitlines(keepends=True), DOCUMENT_END], 1):
-        if line.strip() != DOCUMENT_END:
-            part.append(line)
-            continue
-        document = "".join(part).strip()
+    start, first = 0, 1
+    for begins, ends in [*(mark.span() for mark in _MARK.finditer(text)), (len(text), len(text))]:
+        document = text[start:begins].strip()
         if document:
             yield Text(document, f"{where}:{first}")
-        part, first = [], number + 1
+        first += text.count("\n", start, ends)
+        start = ends
 
 
 def _of_lines(lines: Iterable[str], where: str) -> Iterator[Document | UsageError]:
@@ -148,6 +148,11 @@ def document_of(line: str, where: str) -> Document:
     if len(kinds) > 1:
         raise UsageError(
             f"{where}: has both {kinds[0]!r} and {kinds[1]!r}: keep the one that is to be learnt"
+        )
+    if "prompt" in value and kinds in (["text"], ["messages"]):
+        raise UsageError(
+            f"{where}: has both 'prompt' and {kinds[0]!r}: name what follows it 'completion', or take "
+            "the prompt out"
         )
     if not kinds:
         raise UsageError(f"{where}: has no {'completion' if 'prompt' in value else 'text'}: write {_KINDS}")

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from array import array
+from collections.abc import Iterable, MutableSequence
 from dataclasses import dataclass
 from hashlib import sha256
 
+import numpy as np
 import torch
 
 from mem_gpt_cli.finetune.tokens import Encoded
-
-NOT_LEARNT = -100
-"""The label that the loss leaves out."""
+from mem_gpt_cli.loss.targets import IGNORED
 
 
 @dataclass(frozen=True)
@@ -32,69 +32,74 @@ class Rows:
 
     def learnt(self, chosen: torch.Tensor) -> int:
         """How many tokens of some rows are predicted; the first of a row never is."""
-        return int((self.labels[chosen, 1:] != NOT_LEARNT).sum())
+        return int((self.labels[chosen, 1:] != IGNORED).sum())
 
     def digest(self) -> str:
         """16 hex digits that stand for the tokens, the labels and their order."""
         found = sha256(str(tuple(self.tokens.shape)).encode())
         for tensor in (self.tokens, self.labels):
-            found.update(tensor.numpy().tobytes())
+            found.update(tensor.numpy().reshape(-1).data)
         return found.hexdigest()[:16]
 
 
 def packed(documents: Iterable[Encoded], seq: int, padding: int) -> Rows:
     """Rows that documents fill one after the other, whatever ends where; the last one is padded."""
-    ids: list[int] = []
-    learnt: list[bool] = []
+    laying = _Laying(seq, padding)
+    ids, learnt = array("i"), bytearray()
     for document in documents:
         ids.extend(document.ids)
         learnt.extend(document.learnt)
-    return _rows([Encoded(ids, learnt)], seq, padding)
+        full = len(ids) - len(ids) % seq
+        laying.add(ids[:full], learnt[:full])
+        del ids[:full], learnt[:full]
+    laying.add(ids, learnt)
+    return laying.rows()
 
 
-def padded(documents: Sequence[Encoded], seq: int, padding: int) -> Rows:
+def padded(documents: Iterable[Encoded], seq: int, padding: int) -> Rows:
     """One document a row, padded at its end; one that is longer goes on in rows of its own if all of it is
     learnt, else it is cut."""
-    whole = [all(document.learnt) for document in documents]
-    kept = [
-        document if all_learnt else Encoded(document.ids[:seq], document.learnt[:seq])
-        for document, all_learnt in zip(documents, whole, strict=True)
-    ]
-    cut = sum(
-        not all_learnt and len(document.ids) > seq
-        for document, all_learnt in zip(documents, whole, strict=True)
-    )
-    return _rows(kept, seq, padding, cut)
-
-
-def _rows(documents: Sequence[Encoded], seq: int, padding: int, cut: int = 0) -> Rows:
-    tokens: list[list[int]] = []
-    labels: list[list[int]] = []
-    lengths: list[int] = []
-    dropped = 0
-    for ids, learnt in _stretches(documents, seq):
-        row = [token if wanted else NOT_LEARNT for token, wanted in zip(ids, learnt, strict=True)]
-        if all(label == NOT_LEARNT for label in row[1:]):
-            dropped += 1
-            continue
-        rest = seq - len(ids)
-        tokens.append(ids + [padding] * rest)
-        labels.append(row + [NOT_LEARNT] * rest)
-        lengths.append(len(ids))
-    shape = (len(tokens), seq)
-    return Rows(
-        torch.tensor(tokens, dtype=torch.int32).reshape(shape),
-        torch.tensor(labels, dtype=torch.int32).reshape(shape),
-        torch.tensor(lengths, dtype=torch.int32),
-        dropped,
-        cut,
-    )
-
-
-def _stretches(documents: Sequence[Encoded], seq: int) -> Iterator[Encoded]:
+    laying = _Laying(seq, padding)
     for ids, learnt in documents:
-        for start in range(0, len(ids), seq):
-            yield Encoded(ids[start : start + seq], learnt[start : start + seq])
+        if len(ids) <= seq or all(learnt):
+            laying.add(ids, learnt)
+        else:
+            laying.cut += 1
+            laying.add(ids[:seq], learnt[:seq])
+    return laying.rows()
+
+
+class _Laying:
+    """Rows as they come, in plain numbers of four bytes: data is larger than anything made of it here."""
+
+    def __init__(self, seq: int, padding: int) -> None:
+        self._seq, self._padding = seq, padding
+        self._tokens, self._labels, self._lengths = array("i"), array("i"), array("i")
+        self._dropped = self.cut = 0
+
+    def add(self, ids: MutableSequence[int], learnt: MutableSequence[int]) -> None:
+        """Tokens, in as many rows as they take; a row that holds nothing to learn is dropped."""
+        for start in range(0, len(ids), self._seq):
+            self._row(ids[start : start + self._seq], learnt[start : start + self._seq])
+
+    def _row(self, ids: MutableSequence[int], learnt: MutableSequence[int]) -> None:
+        if not any(learnt[1:]):
+            self._dropped += 1
+            return
+        rest = self._seq - len(ids)
+        self._tokens.extend([*ids, *[self._padding] * rest])
+        labels = [token if wanted else IGNORED for token, wanted in zip(ids, learnt, strict=True)]
+        self._labels.extend([*labels, *[IGNORED] * rest])
+        self._lengths.append(len(ids))
+
+    def rows(self) -> Rows:
+        """All of them."""
+        tokens, labels, lengths = (
+            torch.from_numpy(np.asarray(numbers, dtype=np.int32))
+            for numbers in (self._tokens, self._labels, self._lengths)
+        )
+        shape = (len(lengths), self._seq)
+        return Rows(tokens.reshape(shape), labels.reshape(shape), lengths, self._dropped, self.cut)
 
 
 class Order:

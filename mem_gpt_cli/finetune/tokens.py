@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from array import array
+from collections.abc import Iterator, MutableSequence, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mem_gpt_cli.errors import EnvironmentUnavailableError, UsageError
 from mem_gpt_cli.finetune.documents import ASSISTANT, Chat, Completion, Document, Message, Text
+from mem_gpt_cli.finetune.pieces import tokens_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
 class Encoded(NamedTuple):
-    """The tokens of a document and which of them are learnt; both of one length."""
+    """The tokens of a document and which of them are learnt, 1 or 0; both of one length."""
 
-    ids: list[int]
-    learnt: list[bool]
+    ids: MutableSequence[int]
+    learnt: MutableSequence[int]
 
 
 class Piece(NamedTuple):
@@ -38,8 +40,8 @@ def encode(document: Document, tokenizer: PreTrainedTokenizerBase) -> Encoded:
         EnvironmentUnavailableError: for a tokenizer that does not say which characters a token stands for.
     """
     if isinstance(document, Text):
-        ids = list(tokenizer(document.text, verbose=False)["input_ids"])
-        return _ended(Encoded(ids, [True] * len(ids)), tokenizer, learnt=True)
+        ids = tokens_of(document.text, tokenizer)
+        return _ended(Encoded(ids, bytearray(b"\1") * len(ids)), tokenizer, learnt=True)
     if isinstance(document, Completion):
         pieces = [Piece(document.prompt, False), Piece(document.completion, True)]
         return _ended(_encoded(pieces, tokenizer, special=True), tokenizer, learnt=True)
@@ -53,9 +55,10 @@ def encode(document: Document, tokenizer: PreTrainedTokenizerBase) -> Encoded:
 def _ended(encoded: Encoded, tokenizer: PreTrainedTokenizerBase, *, learnt: bool) -> Encoded:
     """With the end of text, unless it is there already, maybe with a line break behind it."""
     end = tokenizer.eos_token_id
-    if end is None or end in encoded.ids[-2:]:
-        return encoded
-    return Encoded([*encoded.ids, int(end)], [*encoded.learnt, learnt])
+    if end is not None and end not in encoded.ids[-2:]:
+        encoded.ids.append(int(end))
+        encoded.learnt.append(learnt)
+    return encoded
 
 
 def _encoded(pieces: Sequence[Piece], tokenizer: PreTrainedTokenizerBase, *, special: bool) -> Encoded:
@@ -69,11 +72,11 @@ def _encoded(pieces: Sequence[Piece], tokenizer: PreTrainedTokenizerBase, *, spe
     text = "".join(piece.text for piece in pieces)
     found: Any = tokenizer(text, add_special_tokens=special, return_offsets_mapping=True, verbose=False)
     spans = list(_learnt_spans(pieces))
-    learnt = [
+    learnt = bytearray(
         any(start < end and start < last and end > first for first, last in spans)
         for start, end in found["offset_mapping"]
-    ]
-    return Encoded(list(found["input_ids"]), learnt)
+    )
+    return Encoded(array("i", found["input_ids"]), learnt)
 
 
 def _learnt_spans(pieces: Sequence[Piece]) -> Iterator[tuple[int, int]]:
