@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mem_gpt_cli.adapters.apply import adapted_layers
-from mem_gpt_cli.adapters.base import check_base
+from mem_gpt_cli.adapters.base import check_base, over_other_weights
 from mem_gpt_cli.adapters.cost import saved as told
 from mem_gpt_cli.adapters.folder import read_adapter
 from mem_gpt_cli.adapters.saved import load_adapters, save_adapters
@@ -241,6 +241,25 @@ def test_merged_into_full_precision_is_a_model_of_transformers(
     torch.testing.assert_close(logits(model), by_peft(base, *adapters), atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ('adapters.load=["elsewhere"]', "adapters.load: what is merged is named by --adapter"),
+        ("adapters.kind=lora", "adapters.kind: 'lora' is of a training, and merging trains nothing"),
+        ("adapters.kind=qlora", "leave the section out; --quantization nf4 merges into quantized weights"),
+    ],
+)
+def test_merging_takes_no_adapters_of_the_recipe(
+    setting: str, message: str, base: Path, adapters: tuple[Path, Path], tmp_path: Path, run: Run
+) -> None:
+    into = [f"--adapter={adapters[0]}", "--out", str(tmp_path / "m")]
+    code, out, err = run("merge", "--model", str(base), *into, "--set", setting)
+    assert (code, out) == (2, "")
+    assert message in err
+    assert err.startswith("memgpt: error: --set adapters.")
+    assert not list(tmp_path.iterdir())
+
+
 def test_merging_leaves_nothing_half_written(
     base: Path, adapters: tuple[Path, Path], tmp_path: Path, run: Run
 ) -> None:
@@ -462,6 +481,24 @@ def test_generate_writes_with_adapters(tmp_path: Path, capfd: pytest.CaptureFixt
     assert texts[0] != texts[1]
     assert cli.run([*words, "--set", f'adapters.load=["{tmp_path}"]']) == 2
     assert "holds no adapter_config.json" in capfd.readouterr().err
+
+
+def test_weights_that_are_stored_otherwise_than_in_training_are_said_once(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = saved("memgpt-tiny", tmp_path / "a", ["adapters.kind=qlora"])
+    words = f"trained over weights in nf4, and here over weights in full: {folder}"
+    load_it = ["--set", f'adapters.load=["{folder}"]']
+    generate = ["generate", "--model", "memgpt-tiny", "--prompt", "The people", "--new-tokens", "2"]
+    assert cli.run([*generate, *load_it]) == 0
+    assert capfd.readouterr().err.count(words) == 1
+    assert list(over_other_weights([read_adapter(folder)], recipe_of("memgpt-tiny"))) == [words]
+    nf4 = recipe_of("memgpt-tiny", "quantization.scheme=nf4")
+    assert not list(over_other_weights([read_adapter(folder)], nf4))
+    sizes = ["--set=quality.windows=1", "--set=quality.tokens=16"]
+    into = ["--adapter", str(folder), "--out", str(tmp_path / "m")]
+    assert cli.run(["adapters", "merge", "--model", "memgpt-tiny", *into, *sizes]) == 0
+    assert capfd.readouterr().err.count(words) == 1
 
 
 def test_a_model_under_adapters_is_not_saved_by_halves(

@@ -66,7 +66,7 @@ def check_base(adapter: SavedAdapter, source: ModelSource) -> None:
     Raises:
         UsageError: for an adapter of another model.
     """
-    noted = (adapter.record or {}).get("base", {}).get("architecture", {})
+    noted = adapter.record.base.architecture if adapter.record else {}
     for key, own in numbers_of(source).items():
         if key in noted and noted[key] != own:
             raise UsageError(
@@ -78,6 +78,28 @@ def check_base(adapter: SavedAdapter, source: ModelSource) -> None:
     except UnsupportedError:
         return  # the modules themselves are asked when they are there
     check_shapes(adapter, shapes_of(architecture), source.name)
+
+
+def over_other_weights(adapters: Iterable[SavedAdapter], recipe: Recipe) -> Iterator[str]:
+    """Which adapters were trained over weights that were stored otherwise than here; a sentence for each way.
+
+    Of an adapter without memgpt's note nobody knows.
+    """
+    here = recipe.quantization.scheme
+    others: dict[str, list[str]] = {}
+    for adapter in adapters:
+        if adapter.record and adapter.record.scheme != here:
+            others.setdefault(adapter.record.scheme, []).append(str(adapter.folder))
+    for scheme, folders in sorted(others.items()):
+        yield (
+            f"trained over weights in {stored(scheme)}, and here over weights in {stored(here)}: "
+            f"{', '.join(folders)}"
+        )
+
+
+def stored(scheme: str) -> str:
+    """What a reader calls weights of a ``quantization.scheme``."""
+    return "full" if scheme == "none" else scheme
 
 
 def shapes_of(architecture: Architecture) -> Shapes:
@@ -132,17 +154,17 @@ def check_weights(adapter: SavedAdapter, model: torch.nn.Module, name: str) -> N
     Raises:
         UsageError: for other weights.
     """
-    noted: Iterable[Mapping[str, Any]] = (adapter.record or {}).get("base", {}).get("weights") or ()
+    noted = adapter.record.base.weights if adapter.record else None
     own = dict(_in_full(model))
-    for one in noted:
-        tensor = own.get(one["name"])
+    for one in noted or ():
+        tensor = own.get(one.name)
         if tensor is None:
             continue
-        same_width = str(tensor.dtype) == f"torch.{one['dtype']}"
-        if not _alike(one["values"], _some_values(tensor), 0.0 if same_width else _ROUNDING):
+        same_width = str(tensor.dtype) == f"torch.{one.dtype}"
+        if not _alike(one.values, _some_values(tensor), 0.0 if same_width else _ROUNDING):
             raise UsageError(
                 f"{adapter.folder} was trained on other weights than those of {name}: "
-                f"{one['name']} differs from what it noted of {adapter.base}; name that model"
+                f"{one.name} differs from what it noted of {adapter.base}; name that model"
             )
 
 

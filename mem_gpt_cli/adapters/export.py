@@ -104,7 +104,7 @@ def _refuse_strangers(adapters: Sequence[SavedAdapter]) -> None:
                     f"{adapter.folder} adapts {one.module} of another shape than {adapters[0].folder} does: "
                     "name adapters of one model"
                 )
-    families = [(adapter.record or {}).get("base", {}).get("architecture") for adapter in adapters]
+    families = [adapter.record.base.architecture if adapter.record else None for adapter in adapters]
     first = next((family for family in families if family), None)
     for adapter, family in zip(adapters, families, strict=True):
         if family and family != first:

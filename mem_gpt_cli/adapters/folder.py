@@ -9,16 +9,18 @@ of ``[rank, inputs]`` and ``...lora_B.weight`` of ``[outputs, rank]``. What memg
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mem_gpt_cli.errors import UsageError
 from mem_gpt_cli.model.safetensors_header import METADATA, BrokenFileError, header_of
+
+if TYPE_CHECKING:
+    from mem_gpt_cli.adapters.documents import Entry, LoraConfig, Record
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -75,13 +77,17 @@ class Factors:
 
 @dataclass(frozen=True)
 class SavedAdapter:
-    """One adapter in a folder: its config as peft wrote it, its factors, and what memgpt noted beside it."""
+    """One adapter in a folder: its factors, and what memgpt noted beside it.
+
+    ``config`` is all that peft wrote, ``lora`` the part of it that memgpt computes with.
+    """
 
     folder: Path
     config: Mapping[str, Any]
+    lora: LoraConfig
     factors: tuple[Factors, ...]
     dtypes: tuple[str, ...]
-    record: Mapping[str, Any] | None
+    record: Record | None
 
     @property
     def name(self) -> str:
@@ -91,8 +97,8 @@ class SavedAdapter:
     @property
     def base(self) -> str | None:
         """The model that it says it was trained on."""
-        noted = (self.record or {}).get("base", {}).get("name")
-        return noted or self.config.get("base_model_name_or_path") or None
+        noted = self.record.base.name if self.record else None
+        return noted or self.lora.base_model_name_or_path or None
 
     @property
     def ranks(self) -> tuple[int, ...]:
@@ -117,9 +123,8 @@ class SavedAdapter:
     @property
     def saved(self) -> datetime:
         """When it was saved: as memgpt noted, else the time of the file."""
-        noted = (self.record or {}).get("saved")
-        if isinstance(noted, str):
-            return datetime.fromisoformat(noted)
+        if self.record:
+            return self.record.saved
         return datetime.fromtimestamp((self.folder / WEIGHTS).stat().st_mtime, UTC).replace(microsecond=0)
 
 
@@ -127,22 +132,26 @@ def read_adapter(folder: str | Path) -> SavedAdapter:
     """The adapter in a folder.
 
     Raises:
-        UsageError: where there is none, it is broken, or it is more than a sum of two factors.
+        UsageError: where there is none, it is damaged, or it is more than a sum of two factors.
     """
+    from mem_gpt_cli.adapters.documents import LoraConfig, Record, checked  # most recipes load no adapter
+
     folder = Path(folder).expanduser()
     if not (folder / CONFIG).is_file():
         missing = f"holds no {CONFIG}" if folder.is_dir() else "does not exist"
         raise UsageError(f"{folder} {missing}: name the folder of a saved adapter")
     config = _json(folder / CONFIG)
     _refuse_other_kinds(folder, config)
-    sizes = _sizes(folder)
-    record = _json(folder / RECORD) if (folder / RECORD).is_file() else None
+    lora = checked(LoraConfig, config, folder / CONFIG)
+    tensors = _tensors(folder)
+    noted = folder / RECORD
     return SavedAdapter(
         folder=folder,
         config=config,
-        factors=tuple(_factors(folder, config, sizes)),
-        dtypes=tuple(dict.fromkeys(dtype for dtype, _, _ in sizes.values())),
-        record=record,
+        lora=lora,
+        factors=tuple(_factors(folder, lora, tensors)),
+        dtypes=tuple(dict.fromkeys(one.dtype for one in tensors.values())),
+        record=checked(Record, _json(noted), noted) if noted.is_file() else None,
     )
 
 
@@ -169,7 +178,7 @@ def by_target(adapter: SavedAdapter) -> Mapping[str, Sequence[Factors]]:
 def _json(path: Path) -> Mapping[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"{path} cannot be read ({error}): fetch or save the adapter again") from error
     if not isinstance(found, dict):
         raise UsageError(f"{path} is no JSON object: fetch or save the adapter again")
@@ -197,8 +206,10 @@ def _refuse_other_kinds(folder: Path, config: Mapping[str, Any]) -> None:
         )
 
 
-def _sizes(folder: Path) -> Mapping[str, tuple[str, tuple[int, ...], int]]:
-    """Type, shape and bytes of each tensor in the file."""
+def _tensors(folder: Path) -> Mapping[str, Entry]:
+    """What the header of the file says of each tensor."""
+    from mem_gpt_cli.adapters.documents import Entry, checked
+
     path = folder / WEIGHTS
     if not path.is_file():
         reason = f"{folder} holds no {WEIGHTS}"
@@ -211,47 +222,35 @@ def _sizes(folder: Path) -> Mapping[str, tuple[str, tuple[int, ...], int]]:
         header = header_of(path)
     except (BrokenFileError, OSError) as error:
         raise UsageError(f"{path} cannot be read: {error}; fetch or save the adapter again") from error
-    found = {}
-    for name, entry in header.items():
-        if name != METADATA:
-            first, end = entry["data_offsets"]
-            found[name] = (str(entry["dtype"]), tuple(entry["shape"]), int(end - first))
-    return found
+    return {name: checked(Entry, entry, path, name) for name, entry in header.items() if name != METADATA}
 
 
-def _factors(
-    folder: Path, config: Mapping[str, Any], sizes: Mapping[str, tuple[str, tuple[int, ...], int]]
-) -> Iterator[Factors]:
+def _factors(folder: Path, lora: LoraConfig, tensors: Mapping[str, Entry]) -> Iterator[Factors]:
     """The pairs of matrices, in the order in which their first one stands in the model's paths."""
-    sides: dict[str, dict[str, tuple[tuple[int, ...], int]]] = {}
-    for name, (_, shape, nbytes) in sizes.items():
+    sides: dict[str, dict[str, Entry]] = {}
+    for name, tensor in tensors.items():
         match = _FACTOR.fullmatch(name)
-        if match is None or len(shape) != 2:
+        if match is None or len(tensor.shape) != 2:
             raise UsageError(f"{folder}: {name!r} is no factor of a linear layer: memgpt reads such alone")
-        sides.setdefault(match["module"], {})[match["side"]] = (shape, nbytes)
+        sides.setdefault(match["module"], {})[match["side"]] = tensor
     if not sides:
         raise UsageError(f"{folder}: {WEIGHTS} is empty: fetch or save the adapter again")
     for module in sorted(sides, key=_in_order):
         pair = sides[module]
-        if len(pair) < 2 or pair["A"][0][0] != pair["B"][0][1]:
+        if len(pair) < 2 or pair["A"].shape[0] != pair["B"].shape[1]:
             raise UsageError(
                 f"{folder}: the two factors of {module} do not fit together: fetch or save it again"
             )
-        (rank, inputs), (outputs, _) = pair["A"][0], pair["B"][0]
-        scale = _scale(config, module, rank)
-        yield Factors(module, rank, inputs, outputs, scale, pair["A"][1] + pair["B"][1])
+        (rank, inputs), (outputs, _) = pair["A"].shape, pair["B"].shape
+        if rank != lora.rank_of(module):
+            raise UsageError(
+                f"{folder}: the factors of {module} are of rank {rank}, and {CONFIG} says "
+                f"{lora.rank_of(module)}: fetch or save the adapter again"
+            )
+        nbytes = pair["A"].nbytes + pair["B"].nbytes
+        yield Factors(module, rank, inputs, outputs, lora.scale_of(module), nbytes)
 
 
 def _in_order(module: str) -> list[tuple[int, str]]:
     """Layer 2 before layer 10."""
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in module.split(".")]
-
-
-def _scale(config: Mapping[str, Any], module: str, rank: int) -> float:
-    """peft's ``LoraLayer.update_layer``: alpha over the rank or its root, alpha by pattern."""
-    alpha = config.get("lora_alpha", 8)
-    for pattern, own in (config.get("alpha_pattern") or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
-            alpha = own
-            break
-    return float(alpha) / (math.sqrt(rank) if config.get("use_rslora") else rank)

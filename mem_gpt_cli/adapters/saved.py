@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,11 +24,11 @@ from mem_gpt_cli.adapters.base import (
 from mem_gpt_cli.adapters.folder import CONFIG, PREFIX, RECORD, WEIGHTS, SavedAdapter, read_adapter
 from mem_gpt_cli.adapters.library import peft
 from mem_gpt_cli.attention.kv_heads import source_of
-from mem_gpt_cli.errors import UsageError
 from mem_gpt_cli.model.build import DTYPES, empty_like_on
 from mem_gpt_cli.model.safetensors_file import read_tensors
 from mem_gpt_cli.model.source import ModelSource
 from mem_gpt_cli.model.weights import wants_real_weights
+from mem_gpt_cli.recipe.refusals.adapters import quantizes
 from mem_gpt_cli.recipe.schema import Recipe
 from mem_gpt_cli.report.whole_folder import whole_folder
 
@@ -59,9 +58,17 @@ def save_adapters(model: torch.nn.Module, recipe: Recipe, folder: Path, name: st
             "architecture": numbers_of(source),
             "weights": weights_of(model) if real else None,
         },
-        "quantization": recipe.quantization.model_dump(exclude_unset=True) or None,
+        "quantization": _stored_as(recipe),
     }
     write_adapter(folder, config, dict(_factors(model, name)), record)
+
+
+def _stored_as(recipe: Recipe) -> Mapping[str, Any] | None:
+    """How the base's weights are stored, with the scheme that ``qlora`` chose where the recipe names none."""
+    section = recipe.quantization
+    if not quantizes(section):
+        return None
+    return {**section.model_dump(exclude_unset=True), "scheme": section.scheme}
 
 
 def write_adapter(
@@ -165,10 +172,8 @@ def put_on_meta(model: torch.nn.Module, adapters: Sequence[SavedAdapter], name: 
         modules = [one.module for one in adapter.factors if not _is_beyond(one.module, depth)]
         if len(modules) == len(adapter.factors):
             check_shapes(adapter, shapes, name)
-        config = _config(adapter)
-        config.target_modules = modules
-        transposed = any(type(layers[module]).__name__ == "Conv1D" for module in modules)
-        config.fan_in_fan_out = transposed
+        config = _config(adapter, modules)
+        config.fan_in_fan_out = any(type(layers[module]).__name__ == "Conv1D" for module in modules)
         inject(model, config, own)
     _all_in_force(model)
 
@@ -199,19 +204,21 @@ def names_of(adapters: Sequence[SavedAdapter]) -> list[str]:
     return found
 
 
-def _config(adapter: SavedAdapter) -> Any:
-    """peft's own reading of the config; what is loaded is not trained, so it has no dropout."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # on fields of other versions of peft
-            config = peft().LoraConfig.from_pretrained(str(adapter.folder))
-    except (TypeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise UsageError(f"{adapter.folder}/{CONFIG} is none that peft knows: {reason}") from error
-    config.lora_dropout, config.init_lora_weights, config.inference_mode = 0.0, True, True
-    # They choose among modules by patterns; the file says which modules there are.
-    config.exclude_modules = config.layers_to_transform = config.layers_pattern = None
-    return config
+def _config(adapter: SavedAdapter, modules: list[str]) -> Any:
+    """peft's config of factors beside these modules, which are loaded and not trained.
+
+    It takes nothing from the folder's but what scales the products: the file says which modules there are.
+    """
+    lora = adapter.lora
+    return peft().LoraConfig(
+        r=lora.r,
+        lora_alpha=lora.lora_alpha,
+        use_rslora=lora.use_rslora,
+        rank_pattern=dict(lora.rank_pattern or {}),
+        alpha_pattern=dict(lora.alpha_pattern or {}),
+        target_modules=modules,
+        inference_mode=True,
+    )
 
 
 def _all_in_force(model: torch.nn.Module) -> None:

@@ -7,17 +7,21 @@ from typing import Any
 
 from rich.table import Table
 
+from mem_gpt_cli.adapters.base import stored
 from mem_gpt_cli.adapters.folder import SavedAdapter, by_target
 from mem_gpt_cli.report.sizes import render_bytes
 
 
 def list_table(rows: Sequence[dict[str, Any]]) -> Table:
-    """One line an adapter; ``rows`` as JSON holds them."""
+    """One line an adapter, also where it cannot be read; ``rows`` as JSON holds them."""
     columns = ("folder", "base", "rank", "targets", "params", "bytes", "saved")
     table = Table(*columns, box=None, pad_edge=False, padding=(0, 1, 0, 0))
     for number in (2, 4, 5):
         table.columns[number].justify = "right"
     for row in rows:
+        if "problem" in row:
+            table.add_row(row["folder"], "not read")
+            continue
         table.add_row(
             row["folder"],
             row["base"] or "",
@@ -32,19 +36,18 @@ def list_table(rows: Sequence[dict[str, Any]]) -> Table:
 
 def facts_table(adapter: SavedAdapter) -> Table:
     """What an adapter was made of."""
-    config, record = adapter.config, adapter.record or {}
-    trained_over = (record.get("quantization") or {}).get("scheme")
-    root = " over the root of the rank" if config.get("use_rslora") else ""
+    record = adapter.record
+    root = " over the root of the rank" if adapter.lora.use_rslora else ""
     noted = "no note of memgpt's: checked by names and shapes"
     if record:
-        real = bool(record.get("base", {}).get("weights"))
+        real = bool(record.base.weights)
         noted = "architecture and some weights" if real else "architecture (its weights were random)"
     facts = {
         "adapter": str(adapter.folder),
         "base": adapter.base or "not said",
         "noted of the base": noted,
-        "trained over": trained_over or ("weights in full" if record else ""),
-        "alpha": f"{config.get('lora_alpha')}{root}",
+        "trained over": f"weights in {stored(record.scheme)}" if record else "",
+        "alpha": f"{adapter.lora.lora_alpha:g}{root}",
         "stored as": ", ".join(adapter.dtypes),
         "parameters": f"{adapter.parameters:,}",
         "bytes": f"{adapter.nbytes:,} ({render_bytes(adapter.nbytes)})",

@@ -37,7 +37,10 @@ def list_(
     ] = Path(),
     json: _Json = False,
 ) -> None:
-    """List the adapters under a folder: base, rank, targets, size, and when each was saved."""
+    """List the adapters under a folder: base, rank, targets, size, and when each was saved.
+
+    A folder that cannot be read is listed too, with what is wrong, and ends nothing: the exit code is 0.
+    """
     from mem_gpt_cli.adapters.folder import adapter_folders, read_adapter
 
     rows: list[dict[str, Any]] = []
@@ -49,16 +52,16 @@ def list_(
     if json:
         print(json_text.dumps(rows, indent=2))
         return
-    found = [row for row in rows if "problem" not in row]
-    if found:
+    if rows:
         from mem_gpt_cli.cli.adapter_tables import list_table
 
-        console.data().print(list_table(found))
-    for row in rows:
-        if "problem" in row:
-            console.warn(row["problem"])
-    noun = "adapter" if len(found) == 1 else "adapters"
-    console.people().print(f"{len(found)} {noun} under {folder}", markup=False, soft_wrap=True)
+        console.data().print(list_table(rows))
+    problems = [row["problem"] for row in rows if "problem" in row]
+    for problem in problems:
+        console.warn(problem)
+    count = len(rows) - len(problems)
+    noun = "adapter" if count == 1 else "adapters"
+    console.people().print(f"{count} {noun} under {folder}", markup=False, soft_wrap=True)
 
 
 @app.command()
@@ -227,7 +230,7 @@ def _details(adapter: SavedAdapter) -> dict[str, Any]:
         **_summary(adapter),
         "matrices": len(adapter.factors),
         "config": dict(adapter.config),
-        "record": None if adapter.record is None else dict(adapter.record),
+        "record": adapter.record and adapter.record.model_dump(exclude_unset=True),
         "by_target": [
             {
                 "target": target,

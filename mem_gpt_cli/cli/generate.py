@@ -129,10 +129,13 @@ def _run(answers: Answers, recipe: Recipe, asked: Sequence[Asked], chat: bool) -
 
 
 def _warn(model: TextModel, prompts: Sequence[Prompt]) -> None:
-    """What the lenses say of the model, and whether a text is longer than those that it was trained on."""
+    """What the lenses say of the model, and whether adapters or a text are others than it was made for."""
+    from mem_gpt_cli.adapters.base import over_other_weights
+    from mem_gpt_cli.adapters.folder import read_adapter
     from mem_gpt_cli.attention.backend import attention_note
 
-    for note in (*model.source.notes, *attention_note(model.model, model.recipe)):
+    adapters = over_other_weights(map(read_adapter, model.recipe.adapters.load), model.recipe)
+    for note in (*model.source.notes, *attention_note(model.model, model.recipe), *adapters):
         console.warn(note)
     # Positions that are computed know no end, but a model was trained up to one.
     config: Any = model.model.config

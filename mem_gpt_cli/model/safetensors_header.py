@@ -37,7 +37,7 @@ def header_of(path: Path) -> dict[str, Any]:
             header: dict[str, Any] = json.loads(file.read(length))
             ends = [entry["data_offsets"][1] for name, entry in header.items() if name != METADATA]
             end = max(ends, default=0)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except (ValueError, TypeError, LookupError, AttributeError) as error:
             raise BrokenFileError("its header is no safetensors header") from error
     if end > rest - length:
         raise BrokenFileError("it is cut short")

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from mem_gpt_cli.adapters.base import check_base
-from mem_gpt_cli.adapters.folder import read_adapter
+from mem_gpt_cli.adapters.base import check_base, over_other_weights
+from mem_gpt_cli.adapters.folder import SavedAdapter, read_adapter
 from mem_gpt_cli.adapters.merge import merge_adapters
 from mem_gpt_cli.attention.kv_heads import source_of
+from mem_gpt_cli.errors import RecipeError
 from mem_gpt_cli.model.facts import vocabulary
 from mem_gpt_cli.model.positions import learned_positions
 from mem_gpt_cli.quality.scores import shelf
@@ -20,6 +21,7 @@ from mem_gpt_cli.quality.shift import Logits, Shift
 from mem_gpt_cli.quality.text import check_text, read_text, windows_of
 from mem_gpt_cli.quantization.saved import as_saved
 from mem_gpt_cli.recipe.changing import changed
+from mem_gpt_cli.recipe.problems import position_of
 from mem_gpt_cli.recipe.schema import Quality, Recipe
 from mem_gpt_cli.report.whole_folder import refuse_taken, whole_folder
 from mem_gpt_cli.workload.save import refuse_random, write_model
@@ -64,8 +66,10 @@ def merge(recipe: Recipe, adapters: Sequence[str], folder: Path) -> Merged:
     Raises:
         UsageError: for an adapter of another model, a folder that is taken, or a text that is too short.
         EnvironmentUnavailableError: for a model whose weights are not at hand.
-        RecipeError, UnsupportedError: as ``load``.
+        RecipeError: for a recipe with adapters of its own; as ``load``.
+        UnsupportedError: as ``load``.
     """
+    _refuse_own_adapters(recipe)
     refuse_taken(folder)
     source = source_of(recipe)
     refuse_random(source, recipe)
@@ -95,8 +99,23 @@ def merge(recipe: Recipe, adapters: Sequence[str], folder: Path) -> Merged:
         weights_bytes=nbytes,
         text=text,
         shift=shift,
-        notes=tuple(_notes([adapter.record or {} for adapter in saved], recipe)),
+        notes=tuple(_notes(saved, recipe)),
     )
+
+
+def _refuse_own_adapters(recipe: Recipe) -> None:
+    """Pass a recipe of the base alone: what is merged is named beside it, and nothing is trained."""
+    if recipe.adapters.load:
+        raise RecipeError(
+            "adapters.load: what is merged is named by --adapter: name these folders there, and leave it out",
+            position_of(("adapters", "load"), recipe.text),
+        )
+    if recipe.adapters.kind != "none":
+        raise RecipeError(
+            f"adapters.kind: {recipe.adapters.kind!r} is of a training, and merging trains nothing: leave "
+            "the section out; --quantization nf4 merges into quantized weights",
+            position_of(("adapters", "kind"), recipe.text),
+        )
 
 
 def _windows(loaded: TextModel, asked: Quality) -> tuple[torch.Tensor, str]:
@@ -124,20 +143,7 @@ def _scheme(recipe: Recipe) -> str | None:
     return "mixed" if section.overrides else None
 
 
-def _notes(records: Sequence[Mapping[str, Any]], recipe: Recipe) -> list[str]:
+def _notes(saved: Iterable[SavedAdapter], recipe: Recipe) -> Iterator[str]:
     """Where an adapter was trained over weights that were stored otherwise than those it is merged into."""
-    own = recipe.quantization.scheme
-    trained = {
-        (record.get("quantization") or {}).get("scheme", "none")
-        for record in records
-        if "quantization" in record
-    }
-    return [
-        f"trained over weights in {_stored(scheme)} and merged into weights in {_stored(own)}: those are "
-        "further apart than the shift says, which compares with adapters beside the same weights"
-        for scheme in sorted(trained - {own})
-    ]
-
-
-def _stored(scheme: str) -> str:
-    return "full" if scheme == "none" else scheme
+    for note in over_other_weights(saved, recipe):
+        yield f"{note}; these are further apart than the shift says, which is that of the merging alone"
