@@ -19,6 +19,8 @@ from mem_gpt_cli.report.model import MemoryReport
 
 BLOCKS = {**LLAMA, "config": {**LLAMA["config"], "intermediate_size": 192}}
 """Llama with rows that are whole blocks of nf4."""
+LONG = {"name": "gpt2", "config": {**GPT2["config"], "vocab_size": 9000}}
+"""GPT-2 with logits that count."""
 TRAINING: dict[str, dict[str, Any]] = {
     "plain": {},
     "logits": {"workload": {"batch": 4, "seq": 64, "hold_outputs": True}},
@@ -26,6 +28,8 @@ TRAINING: dict[str, dict[str, Any]] = {
     "checkpointed": {"checkpointing": {"policy": "full"}, "workload": {"batch": 1, "seq": 8}},
     "on a card": {"device": "h100", "checkpointing": {"policy": "full"}},
     "qlora": {"adapters": {"kind": "qlora"}},
+    "chunked": {"loss": {"kind": "chunked"}, "workload": {"batch": 4, "seq": 64}},
+    "every third": {"checkpointing": {"policy": "every_n", "every": 3}, "workload": {"batch": 2, "seq": 64}},
 }
 
 
@@ -71,10 +75,62 @@ def test_the_hidden_peak_of_the_optimizers_step() -> None:
     assert first.saved_bytes == pytest.approx(parameters, rel=0.01)  # the roots of all second moments
 
 
+def test_policies_of_checkpointing_are_tried_and_left_for_fuller_ones() -> None:
+    plain = every(small_recipe(LONG, "training", workload={"batch": 2, "seq": 200}))[1]
+    found = {one.change: one for one in plain}
+    policies = ("full checkpointing", "selective checkpointing", "every second layer checkpointed")
+    assert {found[name].set["checkpointing.policy"] for name in policies} == {"full", "selective", "every_n"}
+    assert {found[name].price for name in policies} == {"time"}
+    third = small_recipe(
+        LONG,
+        "training",
+        workload={"batch": 2, "seq": 200},
+        checkpointing={"policy": "every_n", "every": 3},
+    )
+    of_third = [one for one in every(third)[1] if "checkpoint" in one.change]
+    full = {"checkpointing.policy": "full", "checkpointing.every": None}
+    assert [one.set for one in of_third] == [full]
+
+
+def test_of_changes_that_save_alike_the_quicker_comes_first() -> None:
+    recipe = load_recipe(overrides=["model.name=gpt2", "task=training", "workload.seq=384"])
+    first, *others = (one for one in every(recipe)[1] if one.price == "time")
+    assert first.change == "selective checkpointing"
+    assert "full checkpointing" in {one.change for one in others if one.saved_bytes == first.saved_bytes}
+
+
+def test_a_chunked_loss_is_cut_smaller_while_its_products_are_worth_it() -> None:
+    work = {"batch": 4, "seq": 128}
+    for chunk, advised in ((None, 128), (4096, 128), (256, 64), (100, None)):
+        recipe = small_recipe(
+            LONG,
+            "training",
+            workload=work,
+            checkpointing={"policy": "full"},
+            loss={"kind": "chunked", "chunk": chunk},
+        )
+        found = [one.set["loss.chunk"] for one in every(recipe)[1] if "loss.chunk" in one.set]
+        assert found == ([advised] if advised else [])
+
+
+@pytest.mark.parametrize("name", ["adamw", "adamw_8bit"])
+def test_other_rules_of_updating_are_tried_where_the_step_is_the_peak(name: str) -> None:
+    large = ["model.name=gpt2", "task=training", "workload.seq=64", "model.dropout=0", "device=h100"]
+    kept = {"Adafactor", "8-bit Lion"}
+    step = load_recipe(overrides=[*large, f"optimizer.name={name}", "checkpointing.policy=full"])
+    report, found = every(step)
+    assert (report.peak.name == "optimizer_step") == (name == "adamw")
+    assert ({one.change for one in found} & kept == kept) == (name == "adamw")
+    elsewhere = load_recipe(overrides=[*large[:2], "workload.seq=1024", f"optimizer.name={name}"])
+    report, found = every(elsewhere)
+    assert report.peak.name == "backward"
+    assert not {one.change for one in found} & kept
+
+
 def test_what_changes_the_logits_is_tried_where_logits_stand() -> None:
     few = small_recipe(GPT2, "training", workload={"batch": 1, "seq": 8}, checkpointing={"policy": "full"})
     many = small_recipe(
-        {"name": "gpt2", "config": {**GPT2["config"], "vocab_size": 9000}},
+        LONG,
         "training",
         workload={"batch": 3, "seq": 256},
         checkpointing={"policy": "full"},

@@ -11,6 +11,7 @@ from mem_gpt_cli.attention.kv_heads import source_of
 from mem_gpt_cli.errors import MemgptError
 from mem_gpt_cli.estimate.phases import Walk, walk
 from mem_gpt_cli.kv_cache.window import windowed
+from mem_gpt_cli.loss.cost import DEFAULT_CHUNK
 from mem_gpt_cli.model.architecture import Architecture
 from mem_gpt_cli.quantization.saved import as_saved, is_packed
 from mem_gpt_cli.recipe import refuse_unavailable
@@ -54,8 +55,8 @@ class Advice(NamedTuple):
 def advice(recipe: Recipe, report: MemoryReport, *, every: bool = False) -> tuple[Advice, ...]:
     """Changes that lower the peak by a worthwhile part, the cheapest first.
 
-    Of those that cost nothing, or time, the one that saves most comes first; of those that change the result,
-    the one that changes it least.
+    Of those that cost nothing, or time, the one that saves most comes first, of equals the one that costs
+    less; of those that change the result, the one that changes it least.
 
     Args:
         recipe: the recipe.
@@ -65,7 +66,8 @@ def advice(recipe: Recipe, report: MemoryReport, *, every: bool = False) -> tupl
     source = source_of(recipe)
     recipe = as_saved(recipe, source)
     trial = Trial(recipe, windowed(source.architecture, recipe), is_packed(recipe, source), report)
-    changes = list(_training(recipe) if recipe.task == "training" else _inference(recipe))
+    training = recipe.task == "training"
+    changes = list(_training(recipe, report.peak.name) if training else _inference(recipe))
     found: list[Advice] = []
     for price in PRICES:
         worthwhile = (
@@ -132,7 +134,7 @@ def _walk(architecture: Architecture, recipe: Recipe, *, packed: bool) -> Walk:
     return quick_walk(architecture, recipe, packed=packed)
 
 
-def _training(recipe: Recipe) -> Iterator[Change]:
+def _training(recipe: Recipe, peak: str) -> Iterator[Change]:
     work, optimizer = recipe.workload, recipe.optimizer
     if optimizer.name in _NAMES and optimizer.implementation != "fused":
         yield Change(
@@ -144,36 +146,77 @@ def _training(recipe: Recipe) -> Iterator[Change]:
     yield from _both(recipe)
     if work.hold_outputs:
         yield Change("outputs not held", {"workload.hold_outputs": False}, "free", ("logits",))
-    if recipe.loss.kind == "full":
-        held = {"workload.hold_outputs": False} if work.hold_outputs else {}
-        yield Change("chunked loss", {"loss.kind": "chunked", **held}, "time", ("logits",))
-    if recipe.checkpointing.policy == "none":
-        yield Change("full checkpointing", {"checkpointing.policy": "full"}, "time", _ACTIVATIONS)
+    yield from _chunks(recipe)
+    yield from _checkpoints(recipe)
     if work.batch % 2 == 0:
         halved = {"workload.batch": work.batch // 2, "workload.accumulate": 2 * work.accumulate}
         yield Change("half the batch, accumulated", halved, "time", (*_ACTIVATIONS, "logits", "inputs"))
     yield from _narrower(recipe)
+    yield from _fewer_states(recipe, peak)
 
 
 _NAMES = {"adamw": "AdamW", "sgd": "SGD"}
 
 
+def _chunks(recipe: Recipe) -> Iterator[Change]:
+    """Fewer rows of logits at once."""
+    work, loss = recipe.workload, recipe.loss
+    if loss.kind == "full":
+        held = {"workload.hold_outputs": False} if work.hold_outputs else {}
+        yield Change("chunked loss", {"loss.kind": "chunked", **held}, "time", ("logits",))
+    elif loss.kind == "chunked":
+        fewer = min(loss.chunk or DEFAULT_CHUNK, work.batch * recipe.lengths.seq) // 4
+        if fewer >= _FEWEST_ROWS:
+            yield Change(f"the loss in chunks of {fewer}", {"loss.chunk": fewer}, "time", ("logits",))
+
+
+_FEWEST_ROWS = 32
+"""Rows of logits below which a chunk's product is too thin to be worth its matrix being read."""
+
+
+def _checkpoints(recipe: Recipe) -> Iterator[Change]:
+    """Less of the layers kept, what runs least of them again first."""
+    section = recipe.checkpointing
+    if section.policy == "none":
+        for name, policy in (
+            ("selective checkpointing", "selective"),
+            ("every second layer checkpointed", "every_n"),
+        ):
+            yield Change(name, {"checkpointing.policy": policy}, "time", _ACTIVATIONS)
+    if section.policy in ("none", "selective", "every_n"):
+        of_another = {f"checkpointing.{key}": None for key in ("every", "keep") if getattr(section, key)}
+        yield Change(
+            "full checkpointing", {"checkpointing.policy": "full", **of_another}, "time", _ACTIVATIONS
+        )
+
+
 def _narrower(recipe: Recipe) -> Iterator[Change]:
-    """Narrower activations and states, or none of these for most weights."""
-    work, optimizer = recipe.workload, recipe.optimizer
+    """Narrower activations, states and weights."""
+    work = recipe.workload
     wide = work.autocast == "none" and recipe.model.dtype == "fp32"
     if wide:
         yield Change("bf16 autocast", {"workload.autocast": "bf16"}, "result", (*_ACTIVATIONS, "logits"))
-    if optimizer.name == "adamw":
-        plain = {"optimizer.implementation": "auto"} if optimizer.implementation != "auto" else {}
-        eight = {"optimizer.name": "adamw_8bit", **plain}
-        yield Change("8-bit AdamW", eight, "result", ("optimizer state", "optimizer temporaries"))
+    if recipe.optimizer.name == "adamw":
+        yield _other_optimizer(recipe, "8-bit AdamW", "adamw_8bit")
     if wide:
         yield Change("weights in bf16", {"model.dtype": "bf16"}, "result")
+
+
+def _fewer_states(recipe: Recipe, peak: str) -> Iterator[Change]:
+    """Another rule of updating where the step is the peak, or none for most weights."""
+    if peak == "optimizer_step" and recipe.optimizer.name in ("adamw", "adamw_8bit"):
+        yield _other_optimizer(recipe, "Adafactor", "adafactor")
+        yield _other_optimizer(recipe, "8-bit Lion", "lion_8bit")
     if recipe.adapters.kind == "none":
         yield Change("LoRA", {"adapters.kind": "lora"}, "result", _UPDATED)
         nf4 = {"adapters.kind": "qlora", "quantization.scheme": "nf4"}
         yield Change("QLoRA", nf4, "result", (*_UPDATED, "weights"))
+
+
+def _other_optimizer(recipe: Recipe, name: str, value: str) -> Change:
+    plain = {"optimizer.implementation": "auto"} if recipe.optimizer.implementation != "auto" else {}
+    states = ("optimizer state", "optimizer temporaries")
+    return Change(name, {"optimizer.name": value, **plain}, "result", states)
 
 
 def _both(recipe: Recipe) -> Iterator[Change]:
