@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
+from mem_gpt_cli.devices.host import host_bytes_left
 from mem_gpt_cli.errors import MemgptError
 from mem_gpt_cli.recipe.schema import Recipe
 from mem_gpt_cli.report.model import MemoryReport
 from mem_gpt_cli.report.sizes import render_bytes
-
-_MEMINFO = Path("/proc/meminfo")
-_CGROUP = Path("/sys/fs/cgroup")
 
 
 def too_large(recipe: Recipe, predicted: MemoryReport | None) -> str | None:
@@ -52,8 +48,7 @@ def available_bytes(recipe: Recipe) -> int | None:
     """Bytes that can still be allocated on the recipe's device; ``None`` where nothing tells."""
     if recipe.device.type == "cuda":
         return _left_of_the_gpu(recipe.device.name)
-    known = [count for count in (_left_of_the_system(), _left_of_the_container()) if count is not None]
-    return min(known, default=None)
+    return host_bytes_left()
 
 
 def _left_of_the_gpu(name: str) -> int | None:
@@ -64,21 +59,4 @@ def _left_of_the_gpu(name: str) -> int | None:
     try:
         return int(torch.cuda.mem_get_info(cuda_index(name))[0])
     except MemgptError:  # it is not there: the profile says so itself
-        return None
-
-
-def _left_of_the_system() -> int | None:
-    try:
-        lines = _MEMINFO.read_text().splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
-
-
-def _left_of_the_container() -> int | None:
-    """The kernel's cgroup v2 account: ``MemAvailable`` knows nothing of a container's limit."""
-    try:
-        limit = int((_CGROUP / "memory.max").read_text())
-        return max(0, limit - int((_CGROUP / "memory.current").read_text()))
-    except (OSError, ValueError):  # no such cgroup, or no limit: "max"
         return None

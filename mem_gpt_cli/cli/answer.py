@@ -6,8 +6,6 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from mem_gpt_cli.cli import console
-from mem_gpt_cli.errors import GateError
-from mem_gpt_cli.report.sizes import render_bytes
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -60,25 +58,15 @@ def advised(
 
 
 def hold_to_budget(recipe: Recipe, report: MemoryReport) -> None:
-    """Check the peak against ``budget.memory``; what a trace says of a GPU's allocator counts before it.
+    """Check the peak against ``budget.memory``, where there is one.
 
     Raises:
         GateError: if the run does not fit.
     """
-    budget = recipe.budget.memory
-    if budget is None:
-        return
-    allocator = report.details.get("allocator")
-    if allocator is not None:
-        death = allocator["out_of_memory"]
-        if death is not None:
-            raise GateError(f"it does not fit: {death['phase']} runs out of memory in {death['operation']}")
-    elif report.allocated_bytes > budget:
-        over = report.allocated_bytes - budget
-        raise GateError(
-            f"it does not fit: {report.peak.name} needs {render_bytes(report.allocated_bytes)}, "
-            f"{render_bytes(over)} more than the budget of {render_bytes(budget)}"
-        )
+    if recipe.budget.memory is not None:
+        from mem_gpt_cli.report.limits import refuse_too_large
+
+        refuse_too_large(report, {"the budget of {}": recipe.budget.memory})
 
 
 def _append(request: Request, reports: Iterable[MemoryReport]) -> None:

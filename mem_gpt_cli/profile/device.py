@@ -19,6 +19,7 @@ from mem_gpt_cli.report import DeviceSummary
 _CPUINFO = Path("/proc/cpuinfo")
 _UNCACHED = "PYTORCH_NO_CUDA_MEMORY_CACHING"
 _CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
+_DRY_RUN = "`memgpt estimate --trace`"
 
 
 @dataclass(frozen=True)
@@ -109,8 +110,12 @@ def empty_allocator() -> None:
     torch.cuda.empty_cache()
 
 
-def find_device(section: DeviceSection) -> Device:
+def find_device(section: DeviceSection, *, dry_run: str = _DRY_RUN) -> Device:
     """The device of a recipe; a GPU's allocator gets the recipe's settings.
+
+    Args:
+        section: the recipe's.
+        dry_run: what predicts for a GPU that is not there, for the sentence that says so.
 
     Raises:
         EnvironmentUnavailableError: if this machine does not have it.
@@ -118,7 +123,7 @@ def find_device(section: DeviceSection) -> Device:
     """
     if section.type == "cpu":
         return Device(torch.device("cpu"), DeviceSummary("cpu", _cpu_name(), _cpu_bytes()))
-    index = cuda_index(section.name)
+    index = cuda_index(section.name, dry_run=dry_run)
     _refuse_allocators_that_do_not_count()
     properties = torch.cuda.get_device_properties(index)
     if section.allocator is not None:
@@ -127,8 +132,8 @@ def find_device(section: DeviceSection) -> Device:
     return CudaDevice(torch.device("cuda", index), summary, index)
 
 
-def cuda_index(name: str) -> int:
-    """CUDA's number of the GPU that a recipe's ``device.name`` means.
+def cuda_index(name: str, *, dry_run: str = _DRY_RUN) -> int:
+    """CUDA's number of the GPU that a recipe's ``device.name`` means; ``dry_run`` as in ``find_device``.
 
     Raises:
         EnvironmentUnavailableError: if this machine does not have it.
@@ -140,7 +145,7 @@ def cuda_index(name: str) -> int:
         why = "this build of torch has no CUDA" if torch.version.cuda is None else "torch finds no GPU here"
         raise EnvironmentUnavailableError(
             f"device.name: {name!r} cannot be used, because {why}: "
-            "use device=cpu, or `memgpt estimate --trace` for a prediction"
+            f"use device=cpu, or {dry_run} for a prediction"
         )
     count = torch.cuda.device_count()
     if is_number:

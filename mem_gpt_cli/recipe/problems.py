@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import types
 from collections.abc import Iterable
 from functools import cache
@@ -243,7 +244,9 @@ def _number_hint(value: Any) -> str:
         number = float(value.replace("_", "").replace(",", "")) if isinstance(value, str) else None
     except ValueError:
         return ""
-    return "" if number is None else f": write {number:g}" if number % 1 else f": write {int(number)}"
+    if number is None or not math.isfinite(number):
+        return "" if number is None else ": write a finite one"
+    return f": write {number:g}" if number % 1 else f": write {int(number)}"
 
 
 def _truth_hint(value: Any) -> str:

@@ -60,7 +60,9 @@ class Optimizer(Section):
         default="auto", description="auto is torch's own choice: a loop on CPU, foreach on CUDA."
     )
     lr: Annotated[float, Field(gt=0)] = Field(default=1e-4, description="Learning rate.")
-    weight_decay: Annotated[float, Field(ge=0)] = Field(default=0.01, description="Decoupled weight decay.")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(
+        default=0.01, description="Decoupled weight decay; sgd: an L2 penalty, added to the gradients."
+    )
     momentum: Annotated[float, Field(ge=0, lt=1)] | None = Field(
         default=None, description="sgd: how much of the last update stays; null: 0, without a buffer."
     )
