@@ -40,12 +40,9 @@ def main() -> None:
     with TemporaryDirectory() as folder:
         copied(Path(folder) / "speeches")
         for method in asked.methods:
-            subprocess.run(
-                [sys.executable, "-m", "mem_gpt_cli", "finetune", "finetune-qlora", *METHODS[method], *more]
-                + ["--data", "speeches", "--out", method, "--csv", str(asked.csv.absolute())],
-                check=True,
-                cwd=folder,
-            )
+            command = [sys.executable, "-m", "mem_gpt_cli", "finetune", "finetune-qlora", *METHODS[method]]
+            command += [*more, "--data", "speeches", "--out", method, "--csv", str(asked.csv.absolute())]
+            subprocess.run(command, check=True, cwd=folder)
             shutil.rmtree(Path(folder) / method)
 
 
