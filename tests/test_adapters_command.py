@@ -245,8 +245,9 @@ def test_merged_into_full_precision_is_a_model_of_transformers(
     ("setting", "message"),
     [
         ('adapters.load=["elsewhere"]', "adapters.load: what is merged is named by --adapter"),
-        ("adapters.kind=lora", "adapters.kind: 'lora' is of a training, and merging trains nothing"),
-        ("adapters.kind=qlora", "leave the section out; --quantization nf4 merges into quantized weights"),
+        ("adapters.kind=lora", "adapters.kind: merging trains nothing: leave the section out"),
+        ("adapters.kind=qlora", "--quantization nf4 merges into quantized weights"),
+        ("task=training", "task: merging trains nothing: give --model in place of a recipe"),
     ],
 )
 def test_merging_takes_no_adapters_of_the_recipe(
@@ -256,7 +257,7 @@ def test_merging_takes_no_adapters_of_the_recipe(
     code, out, err = run("merge", "--model", str(base), *into, "--set", setting)
     assert (code, out) == (2, "")
     assert message in err
-    assert err.startswith("memgpt: error: --set adapters.")
+    assert err.startswith(f"memgpt: error: --set {setting}:1:")
     assert not list(tmp_path.iterdir())
 
 

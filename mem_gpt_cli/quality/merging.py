@@ -66,10 +66,10 @@ def merge(recipe: Recipe, adapters: Sequence[str], folder: Path) -> Merged:
     Raises:
         UsageError: for an adapter of another model, a folder that is taken, or a text that is too short.
         EnvironmentUnavailableError: for a model whose weights are not at hand.
-        RecipeError: for a recipe with adapters of its own; as ``load``.
+        RecipeError: for a recipe of a training, or with adapters of its own; as ``load``.
         UnsupportedError: as ``load``.
     """
-    _refuse_own_adapters(recipe)
+    _refuse_more_than_a_base(recipe)
     refuse_taken(folder)
     source = source_of(recipe)
     refuse_random(source, recipe)
@@ -103,19 +103,19 @@ def merge(recipe: Recipe, adapters: Sequence[str], folder: Path) -> Merged:
     )
 
 
-def _refuse_own_adapters(recipe: Recipe) -> None:
+def _refuse_more_than_a_base(recipe: Recipe) -> None:
     """Pass a recipe of the base alone: what is merged is named beside it, and nothing is trained."""
+    into = "--quantization nf4 merges into quantized weights"
+    if recipe.task == "training":
+        raise _refused(recipe, "task", f"merging trains nothing: give --model in place of a recipe; {into}")
     if recipe.adapters.load:
-        raise RecipeError(
-            "adapters.load: what is merged is named by --adapter: name these folders there, and leave it out",
-            position_of(("adapters", "load"), recipe.text),
-        )
+        raise _refused(recipe, "adapters.load", "what is merged is named by --adapter: leave it out")
     if recipe.adapters.kind != "none":
-        raise RecipeError(
-            f"adapters.kind: {recipe.adapters.kind!r} is of a training, and merging trains nothing: leave "
-            "the section out; --quantization nf4 merges into quantized weights",
-            position_of(("adapters", "kind"), recipe.text),
-        )
+        raise _refused(recipe, "adapters.kind", f"merging trains nothing: leave the section out; {into}")
+
+
+def _refused(recipe: Recipe, key: str, reason: str) -> RecipeError:
+    return RecipeError(f"{key}: {reason}", position_of(tuple(key.split(".")), recipe.text))
 
 
 def _windows(loaded: TextModel, asked: Quality) -> tuple[torch.Tensor, str]:
