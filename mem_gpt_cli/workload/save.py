@@ -26,10 +26,6 @@ def save(recipe: Recipe, folder: Path) -> TextModel:
         RecipeError, UnsupportedError: as ``load``.
     """
     refuse_adapters(recipe)
-    if recipe.adapters.kind != "none" or recipe.adapters.load:
-        raise UsageError(
-            "a model is saved without adapters: leave the section out, or merge them by memgpt adapters merge"
-        )
     if (folder / "config.json").exists():
         raise UsageError(f"{folder} holds a model already: name another folder")
     loaded = load(recipe)
