@@ -48,9 +48,13 @@ class Onlooker:
 
     def __init__(self, stop_after: int | None = None) -> None:
         self.stop_after, self.lines = stop_after, list[dict[str, Any]]()
+        self.notes = list[str]()
 
     def doing(self, what: str) -> None:
         pass
+
+    def note(self, sentence: str) -> None:
+        self.notes.append(sentence)
 
     def step(self, line: dict[str, Any], steps: int, levels: Any) -> None:
         del steps, levels
@@ -189,6 +193,8 @@ class Onlooker:
     def step(self, line, steps, levels):
         if where == "step" and line["step"] == number:
             die()
+    def note(self, sentence):
+        pass
 
 save, saved = state.torch.save, []
 def tear(value, file):

@@ -90,10 +90,12 @@ def _train(request: Request, recipe: Recipe, out: Path, resume: bool) -> None:
     from mem_gpt_cli.finetune.interrupts import Interrupted
     from mem_gpt_cli.finetune.job import prepare
     from mem_gpt_cli.finetune.processes import Processes
-    from mem_gpt_cli.finetune.train import train
+    from mem_gpt_cli.finetune.train import refuse_at_once, train
 
     logging.disable_progress_bar()
     processes = Processes.join(cpu=recipe.device.type == "cpu")
+    if processes.is_first:
+        refuse_at_once(recipe, out, resume=resume, csv=request.csv)
     job = prepare(recipe, out, processes)
     if processes.is_first:
         _say_what_begins(job)
@@ -163,6 +165,9 @@ def _progress(job: Job) -> Iterator[Watcher]:
                 if bar.disable and (line["step"] in (1, steps) or line["step"] % max(1, steps // 20) == 0):
                     _say(f"[{line['step']}/{steps}] {told}")
 
+            def note(self, sentence: str) -> None:
+                console.warn(sentence)
+
         yield Following()
 
 
@@ -203,7 +208,8 @@ def summary_table(account: dict[str, Any]) -> RenderableType:
     found.add_column("", justify="right")
     found.add_row("loss", f"{account['loss']['first']:.4f} -> {account['loss']['last']:.4f}")
     if perplexity is not None:
-        change = f"{perplexity['before']:.2f} -> {perplexity['after']:.2f}"
+        told = [perplexity[when] for when in ("before", "after")]
+        change = " -> ".join("no number" if value is None else f"{value:.2f}" for value in told)
         found.add_row(f"perplexity of {perplexity['tokens']:,} held-out tokens", change)
     found.add_row("parameters trained", f"{account['parameters_trained']:,}")
     found.add_row("tokens/s", f"{speed['tokens_per_s']:,.0f}")

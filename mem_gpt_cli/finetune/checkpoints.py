@@ -1,15 +1,16 @@
 """Checkpoints that are whole or not there, whenever the process dies.
 
 A checkpoint is written into a hidden folder, seen onto the disk file by file, and renamed. Its manifest lists
-every file with its size, so that one that was damaged since is passed over as well.
+every file with its SHA-256, so that one that was damaged since is passed over as well.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 from mem_gpt_cli.report.whole_folder import onto_the_disk, sync, whole_folder
@@ -31,37 +32,48 @@ class Checkpoints:
             EnvironmentUnavailableError: where the disk does not take it; the checkpoints before it stand.
         """
         path = self._folder / f"{_PREFIX}{step:08}"
-        if not is_whole(path):
-            take_away(path)
-            with whole_folder(path) as partial:
-                fill(partial)
-                sizes = {file.name: file.stat().st_size for file in sorted(partial.iterdir())}
-                (partial / _MANIFEST).write_text(json.dumps(sizes, indent=2) + "\n", encoding="utf-8")
-        for old in list(self._whole())[self._keep :]:
+        take_away(path)  # one that was passed over, or the run would have gone on from it
+        with whole_folder(path) as partial:
+            fill(partial)
+            digests = {file.name: _digest(file) for file in sorted(partial.iterdir())}
+            (partial / _MANIFEST).write_text(json.dumps(digests, indent=2) + "\n", encoding="utf-8")
+        here = self._newest_first()
+        at = here.index(path)
+        for old in (*here[:at], *here[at + self._keep :]):  # newer ones were passed over too
             take_away(old)
 
-    def newest(self) -> Path | None:
-        """The newest one that is whole; ``None`` where there is none."""
-        return next(self._whole(), None)
+    def newest(self, note: Callable[[str], None]) -> Path | None:
+        """The newest one that is whole; ``None`` where there is none.
+
+        Args:
+            note: told of each one that is newer and damaged.
+        """
+        for path in self._newest_first():
+            if is_whole(path):
+                return path
+            note(f"{path} was damaged, and is passed over")
+        return None
 
     def clear(self) -> None:
         """Take away what a killed process left unfinished."""
         clear_hidden(self._folder, _PREFIX)
 
-    def _whole(self) -> Iterator[Path]:
-        """Those that are whole, the newest first."""
-        for path in sorted(self._folder.glob(f"{_PREFIX}*"), reverse=True):
-            if is_whole(path):
-                yield path
+    def _newest_first(self) -> list[Path]:
+        return sorted(self._folder.glob(f"{_PREFIX}*"), reverse=True)
 
 
 def is_whole(path: Path) -> bool:
-    """Whether a checkpoint holds every file in its full size."""
+    """Whether a checkpoint holds every file as it was written; all of it is read for that."""
     try:
-        sizes = json.loads((path / _MANIFEST).read_text(encoding="utf-8"))
-        return all((path / name).stat().st_size == size for name, size in sizes.items())
+        digests = json.loads((path / _MANIFEST).read_text(encoding="utf-8"))
+        return bool(digests) and all(_digest(path / name) == digest for name, digest in digests.items())
     except (OSError, ValueError, AttributeError):
         return False
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def take_away(path: Path) -> None:

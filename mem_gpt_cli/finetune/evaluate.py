@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -24,8 +25,13 @@ class Evaluation:
 
     @property
     def perplexity(self) -> float:
-        """The exponential of the mean loss; infinite where that is beyond all numbers."""
-        return math.exp(self.loss) if self.loss < 700 else math.inf
+        """The exponential of the mean loss: infinite beyond all numbers, NaN where the loss is."""
+        return math.inf if self.loss >= 700 else math.exp(self.loss)
+
+    def as_json(self) -> dict[str, Any]:
+        """The evaluation for a file; JSON has no word for what is not finite, so that is ``None``."""
+        found = {"perplexity": self.perplexity, "loss": self.loss}
+        return {**{name: v if math.isfinite(v) else None for name, v in found.items()}, "tokens": self.tokens}
 
 
 @torch.no_grad()

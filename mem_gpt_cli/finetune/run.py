@@ -15,10 +15,12 @@ import torch
 
 from mem_gpt_cli.attention.backend import attention_kernels
 from mem_gpt_cli.errors import GateError
+from mem_gpt_cli.finetune.account import epochs_after, read_before
 from mem_gpt_cli.finetune.data import batches
 from mem_gpt_cli.finetune.evaluate import evaluate
 from mem_gpt_cli.finetune.interrupts import Interrupted, Wish
 from mem_gpt_cli.finetune.job import Job
+from mem_gpt_cli.finetune.log import Sums
 from mem_gpt_cli.finetune.memory import StepPeak
 from mem_gpt_cli.finetune.result import save_result
 from mem_gpt_cli.finetune.rows import Order
@@ -26,6 +28,7 @@ from mem_gpt_cli.finetune.schedule import build_schedule
 from mem_gpt_cli.finetune.state import (
     Moving,
     load_state,
+    not_finite,
     place_of,
     random_states,
     save_state,
@@ -36,6 +39,9 @@ from mem_gpt_cli.profile.watch import Levels, Watch, watch
 from mem_gpt_cli.workload.build import build
 from mem_gpt_cli.workload.threads import intra_op_threads
 from mem_gpt_cli.workload.training import Training
+
+_ANEW = "lower optimizer.lr, or set workload.clip_norm, and begin anew in another --out"
+"""Going on from a checkpoint comes to the same end, and with other options it is refused."""
 
 
 class Watcher(Protocol):
@@ -49,6 +55,10 @@ class Watcher(Protocol):
         """A step of ``steps`` is over; ``line`` is that of the log."""
         ...
 
+    def note(self, sentence: str) -> None:
+        """Something that a reader of the account should know as well."""
+        ...
+
 
 @dataclass(frozen=True)
 class Finished:
@@ -56,12 +66,14 @@ class Finished:
 
     before: dict[str, Any] | None
     after: dict[str, Any] | None
+    sums: Sums
     steps_peak: int | None
     levels: Levels
     levels_before: Levels
     resumed_from: int | None
     trained_parameters: int
     result: Path | None
+    notes: tuple[str, ...]
 
 
 class Phases:
@@ -106,14 +118,16 @@ class Run:
         self.phases = Phases()
         self.order = Order(len(job.data.training), job.recipe.workload.seed)
         self.wish = Wish()
-        self._checkpointed = -1
+        self.sums = Sums()
+        self._notes: list[str] = []
 
     def carry_out(self) -> Finished:
         """Train to the end, from the newest checkpoint or the beginning.
 
         Raises:
             Interrupted: after a signal, once everything is kept.
-            GateError: if the loss is no number any more.
+            GateError: if the loss, or a weight, is no number any more.
+            EnvironmentUnavailableError: where the disk does not take what is written.
         """
         with intra_op_threads(self.job.asked["threads"]), watch(self.job.device) as on_duty:
             heights = Heights(on_duty)
@@ -129,7 +143,15 @@ class Run:
             after = self._evaluated(model, "evaluating once more")
             result = self._save(model)
         count = sum(parameter.numel() for parameter in trainable(model).values())
-        return Finished(before, after, peak.nbytes, levels, levels_before, resumed_from, count, result)
+        notes = tuple(self._notes)
+        return Finished(
+            before, after, self.sums, peak.nbytes, levels, levels_before, resumed_from, count, result, notes
+        )
+
+    def _note(self, sentence: str) -> None:
+        if self.job.processes.is_first:
+            self._notes.append(sentence)
+            self.watcher.note(sentence)
 
     def _model(self) -> torch.nn.Module:
         self.watcher.doing("loading the model")
@@ -138,7 +160,7 @@ class Run:
 
     def _before(self, model: torch.nn.Module) -> dict[str, Any] | None:
         """How the model does before it learns anything: measured once, and never again after a kill."""
-        found = self.job.folder.before
+        found = read_before(self.job.folder)
         if found is None:
             found = {"evaluation": self._evaluated(model, "evaluating")}
             self.job.processes.wait()
@@ -152,8 +174,7 @@ class Run:
         if rows is None:
             return None
         self.watcher.doing(what)
-        found = evaluate(model, self.recipe, rows, self.device)
-        return {"perplexity": found.perplexity, "loss": found.loss, "tokens": found.tokens}
+        return evaluate(model, self.recipe, rows, self.device).as_json()
 
     def _begin(self, model: torch.nn.Module) -> Moving:
         """Optimizer and schedule; random numbers begin anew, so that an evaluation before changes none."""
@@ -167,16 +188,17 @@ class Run:
 
     def _resume(self, moving: Moving) -> int | None:
         """Go to where the newest checkpoint stands; the step after which it does, ``None`` without one."""
-        newest = self.job.folder.checkpoints.newest()
+        folder = self.job.folder
+        newest = folder.checkpoints.newest(self._note)
         step = 0
         if newest is not None:
             load_state(newest, moving, self.device, self.job.processes.rank)
-            step = int(place_of(newest)["step"])
-            self._checkpointed = step
+            place = place_of(newest)
+            step, self.sums = place["step"], Sums(**place["sums"])
             gc.collect()
         self.job.processes.wait()
-        if self.job.processes.is_first:
-            self.job.folder.log.cut(step)
+        if self.job.processes.is_first and (there := folder.log.cut(step)) != step:
+            self._note(f"{folder.log.path} holds {there} of the {step} steps so far: it was changed, or lost")
         return step if newest is not None else None
 
     def _steps(self, moving: Moving, done: int, peak: StepPeak, heights: Heights) -> None:
@@ -207,10 +229,7 @@ class Run:
         ).tolist()
         seconds = time.perf_counter() - begun
         if not math.isfinite(loss):
-            raise GateError(
-                f"the loss is {loss} at step {step}: lower optimizer.lr, or set workload.clip_norm; "
-                f"checkpoints before it are in {job.folder.path}"
-            )
+            raise GateError(f"the loss is {loss} at step {step}: {_ANEW}")
         line = {
             "step": step,
             "loss": loss,
@@ -218,19 +237,24 @@ class Run:
             "tokens": rows.numel() * self.recipe.lengths.seq,
             "learnt": learnt,
             "seconds": round(seconds, 6),
-            "epoch": round(step * job.rows_a_step / len(job.data.training), 4),
+            "epoch": epochs_after(job, step),
         }
+        self.sums.add(line)
         if job.processes.is_first:
             job.folder.log.add(line)
             self.watcher.step(line, job.steps, heights.read())
         return bool(stop > 0)
 
     def _checkpoint(self, moving: Moving, step: int) -> None:
+        """Keep what was learnt, and nothing that is no number; the last step's is the result."""
         processes = self.job.processes
+        broken = not_finite(moving.model)
+        if broken is not None:
+            raise GateError(f"{broken} holds values that are no numbers after step {step}: {_ANEW}")
         randoms = processes.gather(random_states(self.device))
         if processes.is_first:
             self.watcher.doing("writing a checkpoint")
-            place = {"step": step, "rows": step * self.job.rows_a_step}
+            place = {"step": step, "rows": step * self.job.rows_a_step, "sums": asdict(self.sums)}
             self.job.folder.checkpoints.write(step, lambda folder: save_state(folder, moving, place, randoms))
         processes.wait()
 

@@ -42,7 +42,18 @@ def save_state(folder: Path, moving: Moving, place: Mapping[str, Any], randoms: 
     }
     with (folder / _STATE).open("wb") as file:  # ours, because torch's own tells no reason when it fails
         torch.save(state, file)
-    (folder / _PLACE).write_text(json.dumps(place, indent=2) + "\n", encoding="utf-8")
+    (folder / _PLACE).write_text(json.dumps(place, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def not_finite(model: torch.nn.Module) -> str | None:
+    """The name of the first trained tensor with a value that is no finite number; ``None``: all are numbers.
+
+    Both extremes of a tensor are NaN where one value is; to ask for them takes no memory of its size.
+    """
+    for name, parameter in trainable(model).items():
+        if parameter.numel() and not torch.stack(parameter.detach().aminmax()).isfinite().all():
+            return name
+    return None
 
 
 def place_of(folder: Path) -> dict[str, Any]:

@@ -2,20 +2,74 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import nullcontext
-from typing import Any
+from pathlib import Path
 
-from mem_gpt_cli.errors import GateError
-from mem_gpt_cli.finetune.folder import SCHEMA_VERSION
+from mem_gpt_cli.attention.kv_heads import source_of
+from mem_gpt_cli.errors import GateError, UsageError
+from mem_gpt_cli.finetune.account import Account, account_of, read_account
+from mem_gpt_cli.finetune.folder import RunFolder, description_of
 from mem_gpt_cli.finetune.job import Job
 from mem_gpt_cli.finetune.prediction import Prediction
+from mem_gpt_cli.finetune.row import FINETUNE_COLUMNS
 from mem_gpt_cli.finetune.run import Finished, Run, Watcher
 from mem_gpt_cli.profile.exhaustion import exhausted, ran_out_of_memory
-from mem_gpt_cli.recipe.writing import as_run
+from mem_gpt_cli.quantization.saved import as_saved
+from mem_gpt_cli.recipe.schema import Recipe
 from mem_gpt_cli.report.sizes import render_bytes
 
-Account = dict[str, Any]
-"""What ``--json`` prints; docs/finetune.md has its keys."""
+
+def refuse_at_once(recipe: Recipe, out: Path, *, resume: bool = False, csv: Path | None = None) -> None:
+    """Refuse what needs no data to be refused, before any is read.
+
+    Args:
+        recipe: how to train.
+        out: the folder of the run.
+        resume: whether to go on with what is there.
+        csv: the file that a row of the run is to be appended to.
+
+    Raises:
+        UsageError: for a folder that is not free or holds a run by another recipe, a table of other columns,
+            or a place that nothing can be written to.
+    """
+    if csv is not None:
+        _refuse_unwritable("--csv", csv)
+        _refuse_other_columns(csv)
+    _refuse_unwritable("--out", out)
+    folder = RunFolder(out, recipe.finetune.keep_checkpoints)
+    began = folder.asked if out.is_dir() else None
+    if began is not None:
+        with folder.alone():
+            folder.refuse_unless(began | description_of(as_saved(recipe, source_of(recipe))), resume=resume)
+    elif out.is_dir():
+        folder.refuse_unless({}, resume=resume)
+    elif out.exists():
+        raise UsageError(f"--out {out} is a file: name a folder")
+
+
+def _refuse_unwritable(flag: str, path: Path) -> None:
+    there = next(one for one in (path, *path.absolute().parents) if os.access(one, os.F_OK))
+    if there != path and not there.is_dir():
+        raise UsageError(f"{flag} {path} cannot be: {there} is no folder: name another place")
+    if not os.access(there, os.W_OK):
+        raise UsageError(f"{flag} {path} cannot be written to: permission denied: name another place")
+
+
+def _refuse_other_columns(csv: Path) -> None:
+    header = ",".join(FINETUNE_COLUMNS).encode() + b"\n"
+    try:
+        with csv.open("rb") as file:
+            found = file.read(len(header))
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise UsageError(f"cannot append to {csv}: {error.strerror}") from error
+    if not header.startswith(found):  # a part of it is one that a killed writer left, and is mended
+        raise UsageError(
+            f"{csv} has other columns than this command writes: "
+            "give another --csv path, or move the file away"
+        )
 
 
 def train(job: Job, watcher: Watcher, *, resume: bool = False) -> Account | None:
@@ -32,14 +86,15 @@ def train(job: Job, watcher: Watcher, *, resume: bool = False) -> Account | None
     Raises:
         UsageError: for a folder that is not free, or holds another run.
         Interrupted: after a signal.
-        GateError: if memory runs out, or the loss is no number any more.
+        GateError: if memory runs out, or the loss or a weight is no number any more.
+        EnvironmentUnavailableError: where the disk does not take what is written.
     """
     folder, first = job.folder, job.processes.is_first
     with folder.alone() if first else nullcontext():
         if first:
             folder.refuse_unless(job.asked, resume=resume)
         job.processes.wait()
-        found = folder.result
+        found = read_account(folder)
         if found is not None:
             return found if first else None
         if first:
@@ -64,70 +119,3 @@ def _carried_out(job: Job, watcher: Watcher) -> Finished:
             report = job.prediction.report
             told = f"; {render_bytes(report.allocated_bytes)} in {report.peak.name} were predicted"
         raise GateError(f"{exhausted(error, run.phases.current)}{told}") from error
-
-
-def account_of(job: Job, finished: Finished) -> Account:
-    """What is to be told of a run that is over."""
-    steps = job.folder.log.steps()
-    tokens, seconds = sum(step["tokens"] for step in steps), sum(step["seconds"] for step in steps)
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "command": "finetune",
-        "model": job.source.name,
-        "method": _method(job),
-        "out": str(job.folder.path),
-        "result": str(finished.result),
-        "steps": len(steps),
-        "resumed_from": finished.resumed_from,
-        "parameters_trained": finished.trained_parameters,
-        "loss": {"first": steps[0]["loss"], "last": steps[-1]["loss"]},
-        "perplexity": _perplexity(finished),
-        "speed": {"tokens": tokens, "seconds": round(seconds, 3), "tokens_per_s": round(tokens / seconds, 3)},
-        "memory": _memory(job, finished),
-        "data": {
-            "name": job.recipe.finetune.data,
-            "documents": job.data.documents,
-            "sequences": len(job.data.training),
-            "held_out_sequences": len(job.data.held_out) if job.data.held_out else 0,
-            "epochs": steps[-1]["epoch"],
-        },
-        "processes": job.processes.count,
-        "notes": list(job.notes),
-        "recipe": as_run(job.recipe),
-    }
-
-
-def _method(job: Job) -> str:
-    kind = job.recipe.adapters.kind
-    return "full" if kind == "none" else kind
-
-
-def _perplexity(finished: Finished) -> dict[str, Any] | None:
-    if finished.before is None or finished.after is None:
-        return None
-    return {
-        "before": finished.before["perplexity"],
-        "after": finished.after["perplexity"],
-        "tokens": finished.after["tokens"],
-    }
-
-
-def _memory(job: Job, finished: Finished) -> dict[str, Any]:
-    """Predicted and measured; ``measured_bytes`` is of tensors, by the device's allocator."""
-    levels = finished.levels
-    measured = finished.steps_peak if levels.allocated_bytes is None else levels.allocated_bytes
-    found: dict[str, Any] = {
-        "predicted_bytes": None,
-        "predicted_phase": None,
-        "predicted_by": None,
-        "measured_bytes": measured,
-        "reserved_bytes": levels.reserved_bytes,
-        "process_bytes": levels.process_bytes,
-        "process_before_bytes": finished.levels_before.process_bytes,
-    }
-    if isinstance(job.prediction, Prediction):
-        report = job.prediction.report
-        found["predicted_bytes"] = report.allocated_bytes
-        found["predicted_phase"] = report.peak.name
-        found["predicted_by"] = report.lens
-    return found
