@@ -58,21 +58,30 @@ def finetune(
     hush_libraries()
     recipe = request._replace(flags={**request.flags, "task": "training"}).recipe()
     if dry_run:
-        _predict(request, recipe)
+        if resume:
+            raise UsageError("--resume goes on with a run, and --dry-run runs nothing: leave one of them out")
+        _predict(request, recipe, out)
         return
     if out is None:
         raise UsageError("a fine-tune needs a folder for its result: add --out FOLDER, or --dry-run")
     _train(request, recipe, out, resume)
 
 
-def _predict(request: Request, recipe: Recipe) -> None:
-    from mem_gpt_cli.finetune.job import check_recipe
-    from mem_gpt_cli.finetune.prediction import device_bytes, predict, refuse_too_large
+def _predict(request: Request, recipe: Recipe, out: Path | None) -> None:
+    from mem_gpt_cli.finetune.plan import check_recipe, plan
+    from mem_gpt_cli.finetune.prediction import device_here, limits_of, predict, sized
+    from mem_gpt_cli.finetune.processes import Processes
+    from mem_gpt_cli.finetune.train import refuse_at_once
     from mem_gpt_cli.report import table
+    from mem_gpt_cli.report.limits import refuse_too_large
 
     check_recipe(recipe)
-    prediction = predict(recipe)
-    report = answer.advised(request, recipe, prediction.report, prediction.formula)
+    if out is not None:
+        refuse_at_once(recipe, out)
+    planned = plan(recipe, Processes())
+    looked_at = sized(planned.recipe, planned.steps)
+    prediction = predict(looked_at)
+    report = answer.advised(request, looked_at, prediction.report, prediction.formula)
 
     def tables() -> list[RenderableType]:
         side_by_side: dict[str, MemoryReport | None] = {"estimate": prediction.formula, report.lens: report}
@@ -81,7 +90,7 @@ def _predict(request: Request, recipe: Recipe) -> None:
     answer.give(request, report, tables)
     if prediction.caveat:
         console.warn(prediction.caveat)
-    refuse_too_large(recipe, prediction, device_bytes(recipe))
+    refuse_too_large(report, limits_of(recipe, device_here(recipe)))
 
 
 def _train(request: Request, recipe: Recipe, out: Path, resume: bool) -> None:
@@ -145,10 +154,14 @@ def _say_what_begins(job: Job) -> None:
 def _progress(job: Job) -> Iterator[Watcher]:
     """A live line on a terminal; where stderr is none, a line for about every twentieth step."""
     from mem_gpt_cli.finetune.prediction import Prediction
+    from mem_gpt_cli.profile.process import ProcessPeak
 
     predicted = None
     if isinstance(job.prediction, Prediction):
         predicted = job.prediction.report.allocated_bytes
+    process = ProcessPeak()
+    process.reset()
+    before = process.read()
     with console.progress() as bar:
         task = bar.add_task("", total=job.steps, visible=job.processes.is_first)
 
@@ -159,7 +172,7 @@ def _progress(job: Job) -> Iterator[Watcher]:
                 bar.update(task, description=f"{self.last}{what}")
 
             def step(self, line: dict[str, Any], steps: int, levels: Levels) -> None:
-                told = _told(line, levels, predicted)
+                told = _told(line, levels, before, predicted)
                 self.last = f"{told}, "
                 bar.update(task, completed=line["step"], description=told)
                 if bar.disable and (line["step"] in (1, steps) or line["step"] % max(1, steps // 20) == 0):
@@ -171,13 +184,15 @@ def _progress(job: Job) -> Iterator[Watcher]:
         yield Following()
 
 
-def _told(line: dict[str, Any], levels: Levels, predicted: int | None) -> str:
+def _told(line: dict[str, Any], levels: Levels, before: int | None, predicted: int | None) -> str:
+    """One step in words; beside predicted tensors stand a GPU's, or what the process grew by since ``before``
+    it had a model."""
     speed = line["tokens"] / line["seconds"]
     parts = [f"loss {line['loss']:.4f}", f"lr {line['lr']:.2e}", f"{speed:,.0f} tokens/s"]
     if levels.allocated_bytes is not None:
         parts.append(f"memory {render_bytes(levels.allocated_bytes)}")
-    elif levels.process_bytes is not None:
-        parts.append(f"process {render_bytes(levels.process_bytes)}")
+    elif levels.process_bytes is not None and before is not None:
+        parts.append(f"process grown by {render_bytes(max(0, levels.process_bytes - before))}")
     if predicted is not None:
         parts.append(f"tensors predicted {render_bytes(predicted)}")
     return ", ".join(parts)

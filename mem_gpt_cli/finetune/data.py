@@ -43,12 +43,7 @@ def load_data(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Data:
         UsageError: for data that cannot be used, or too little of it.
     """
     asked = recipe.finetune
-    if asked.data is None:
-        raise RecipeError(
-            "finetune.data: names no data: add --data FILE, or --data sample for the text that ships",
-            position_of(("finetune",), recipe.text),
-        )
-    documents = read_documents(asked.data, "finetune.data")
+    documents = read_documents(named_data(recipe), "finetune.data")
     if asked.held_out is not None:
         held_out = read_documents(asked.held_out, "finetune.held_out")
     else:
@@ -63,6 +58,20 @@ def load_data(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Data:
     evaluated = _spread(kept, asked.evaluate_tokens // recipe.lengths.seq) if kept and len(kept) else None
     notes = tuple(_notes(training, evaluated))
     return Data(training, evaluated, len(documents), notes)
+
+
+def named_data(recipe: Recipe) -> str:
+    """The data that a recipe names.
+
+    Raises:
+        RecipeError: where it names none.
+    """
+    if recipe.finetune.data is None:
+        raise RecipeError(
+            "finetune.data: names no data: add --data FILE, or --data sample for the text that ships",
+            position_of(("finetune",), recipe.text),
+        )
+    return recipe.finetune.data
 
 
 def split(documents: Sequence[Document], percent: float) -> tuple[list[Document], list[Document]]:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from mem_gpt_cli.errors import UsageError, UsageErrors, reading
 from mem_gpt_cli.quality.text import SAMPLE, sample_texts
+from mem_gpt_cli.recipe.schema import Recipe
 
 DOCUMENT_END = "<|endoftext|>"
 """A line of a text file that ends a document: GPT-2's own mark."""
@@ -85,6 +86,18 @@ def read_documents(name: str, key: str) -> list[Document]:
     if not found:
         raise UsageError(f"{key}: {name} is empty: give a file with some text in it")
     return found
+
+
+def find_documents(recipe: Recipe) -> None:
+    """Pass a recipe whose data is there, if it names any.
+
+    Raises:
+        UsageError: for data that is not, or a folder without any.
+    """
+    named = {"finetune.data": recipe.finetune.data, "finetune.held_out": recipe.finetune.held_out}
+    for key, name in named.items():
+        if name is not None and name != SAMPLE:
+            _files(name, key)
 
 
 def _files(name: str, key: str) -> list[Path]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mem_gpt_cli.errors import GateError, MemgptError, UnsupportedError
+from mem_gpt_cli.devices.host import host_bytes_left
+from mem_gpt_cli.errors import EnvironmentUnavailableError, UnsupportedError
+from mem_gpt_cli.profile.device import Device, find_device
 from mem_gpt_cli.recipe.changing import changed
 from mem_gpt_cli.recipe.schema import Recipe
 from mem_gpt_cli.report.model import MemoryReport
-from mem_gpt_cli.report.sizes import render_bytes
 
 ENOUGH_STEPS = 2
 """Steps that show the highest peak: the optimizer's state comes with the first."""
@@ -24,8 +25,16 @@ class Prediction:
     caveat: str | None = None
 
 
+def sized(recipe: Recipe, steps: int | None) -> Recipe:
+    """The recipe with as many of a run's ``steps`` as show its peak; ``None``: it is not known how many."""
+    return changed(recipe, {"workload": {"steps": min(ENOUGH_STEPS, steps or ENOUGH_STEPS)}})
+
+
 def predict(recipe: Recipe) -> Prediction:
-    """The dry run of the recipe's training step, or the formula for a model that cannot be traced.
+    """The dry run of the training step, or the formula for a model that cannot be traced.
+
+    Args:
+        recipe: of ``sized``.
 
     Raises:
         MemgptError: for a recipe that neither can answer for.
@@ -33,14 +42,12 @@ def predict(recipe: Recipe) -> Prediction:
     from mem_gpt_cli.estimate import estimate
     from mem_gpt_cli.trace import trace
 
-    steps = min(ENOUGH_STEPS, recipe.finetune.steps or ENOUGH_STEPS)
-    sized = changed(recipe, {"workload": {"steps": steps}})
     try:
-        formula, no_formula = estimate(sized), ""
+        formula, no_formula = estimate(recipe), ""
     except UnsupportedError as error:
         formula, no_formula = None, str(error)
     try:
-        return Prediction(trace(sized), formula)
+        return Prediction(trace(recipe), formula)
     except UnsupportedError as error:
         if formula is None:
             raise UnsupportedError(
@@ -63,37 +70,27 @@ def try_to_predict(recipe: Recipe) -> Prediction | str:
         return str(error)
 
 
-def refuse_too_large(recipe: Recipe, prediction: Prediction, device_bytes: int | None) -> None:
-    """Pass a training that fits ``budget.memory`` and the device.
+def limits_of(recipe: Recipe, device: Device | None) -> dict[str, int | None]:
+    """What a training may take, as ``refuse_too_large`` takes it.
+
+    The budget is of tensors, as in every lens. Of the machine it counts what is left: this process, with all
+    that it holds before it has a model, is no part of a prediction.
 
     Args:
         recipe: the recipe.
-        prediction: of its training.
-        device_bytes: the device's memory; ``None`` where nobody knows.
-
-    Raises:
-        GateError: for one that does not.
+        device: its device; ``None`` where this machine does not have it.
     """
-    report = prediction.report
-    allocator = report.details.get("allocator")
-    if allocator is not None and allocator["out_of_memory"] is not None:
-        death = allocator["out_of_memory"]
-        raise GateError(f"it does not fit: {death['phase']} runs out of memory in {death['operation']}")
-    limits = {"budget": recipe.budget.memory, "device's memory": device_bytes}
-    for name, limit in limits.items():
-        if limit is not None and report.allocated_bytes > limit:
-            over = report.allocated_bytes - limit
-            raise GateError(
-                f"it does not fit: {report.peak.name} needs {render_bytes(report.allocated_bytes)}, "
-                f"{render_bytes(over)} more than the {name} of {render_bytes(limit)}"
-            )
+    limits: dict[str, int | None] = {"the budget of {}": recipe.budget.memory}
+    if recipe.device.type == "cpu":
+        limits["the {} that this machine has left"] = host_bytes_left()
+    elif device is not None:
+        limits["the device's memory of {}"] = device.summary.total_bytes
+    return limits
 
 
-def device_bytes(recipe: Recipe) -> int | None:
-    """The memory of the recipe's device; ``None`` where this machine does not have it."""
-    from mem_gpt_cli.profile.device import find_device
-
+def device_here(recipe: Recipe) -> Device | None:
+    """The recipe's device; ``None`` where this machine does not have it."""
     try:
-        return find_device(recipe.device).summary.total_bytes
-    except MemgptError:
+        return find_device(recipe.device)
+    except EnvironmentUnavailableError:
         return None
