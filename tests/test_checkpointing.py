@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -202,6 +203,13 @@ def test_attention_that_draws_its_own_dropout_runs_again(operator: str, dropout:
     context = SelectiveCheckpointContext(is_recompute=False, op_output=(heads,))
     said = Policy(OPERATORS["attention"])(context, overload, *args)
     assert said == (CheckpointPolicy.PREFER_RECOMPUTE if dropout else CheckpointPolicy.MUST_SAVE)
+
+
+def test_a_torch_that_asks_before_the_operator_runs_is_answered() -> None:
+    """As up to 2.11, where the context holds no result."""
+    matrix = torch.empty(4, 4, device="meta")
+    said = Policy(OPERATORS["products"])(SimpleNamespace(is_recompute=False), aten.mm.default, matrix, matrix)
+    assert said == CheckpointPolicy.MUST_SAVE
 
 
 def test_a_result_that_is_changed_in_place_cannot_be_kept() -> None:

@@ -241,7 +241,7 @@ def test_a_transformers_without_an_fp8_cache_is_named(monkeypatch: pytest.Monkey
 
     monkeypatch.delattr(cache_utils, "Fp8QuantizedLayer")
     recipe = recipe_of("gpt2", "kv_cache.kind=quantized")
-    with pytest.raises(EnvironmentUnavailableError, match="has no fp8 cache"):
+    with pytest.raises(UnsupportedError, match="has no fp8 cache"):
         new_cache(build_on_meta(source_of(recipe), recipe), recipe)
 
 

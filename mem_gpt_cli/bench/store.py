@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from mem_gpt_cli.bench.columns import COLUMNS, Row
-from mem_gpt_cli.errors import UsageError
-from mem_gpt_cli.report.csv import QUALITY_COLUMNS, append_row, read_rows
+from mem_gpt_cli.report.csv import QUALITY_COLUMNS, append_row, read_rows, refuse_other_columns
 from mem_gpt_cli.report.model import Lens
 
 _COUNTS = frozenset(
@@ -36,18 +34,7 @@ class Store:
         Raises:
             UsageError: if the file holds another table, or cannot be read.
         """
-        try:
-            with self.path.open(newline="") as file:
-                header = next(csv.reader(file), None)
-        except FileNotFoundError:
-            return
-        except (OSError, UnicodeDecodeError, csv.Error) as error:
-            raise UsageError(f"cannot read {self.path}: {error}") from error
-        if header is not None and tuple(header) != COLUMNS:
-            raise UsageError(
-                f"{self.path} has other columns than `memgpt bench` writes: "
-                "give another --csv path, or move the file away"
-            )
+        refuse_other_columns(self.path, COLUMNS)
 
     def append(self, row: Row) -> None:
         """Add a row and see it onto the disk.

@@ -79,6 +79,9 @@ class Policy:
     def __call__(self, context: Any, operator: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
         """Called by torch after each operator of the forward pass, with its arguments.
 
+        torch 2.11 calls it before the operator, and in backward again. Then results are not known here, and
+        torch itself fails in backward where one that is kept was changed.
+
         Raises:
             UnsupportedError: where a layer's code changes a result that is kept.
         """
@@ -87,8 +90,9 @@ class Policy:
             raise UnsupportedError(CHANGED_IN_PLACE)
         if schema.name not in self._names or _argument(operator, "dropout_p", args, kwargs):
             return CheckpointPolicy.PREFER_RECOMPUTE
-        out = context.op_output
-        self._storages.add(_storage(out if isinstance(out, tuple | list) else (out,)))
+        out = getattr(context, "op_output", None)
+        if out is not None:
+            self._storages.add(_storage(out if isinstance(out, tuple | list) else (out,)))
         return CheckpointPolicy.MUST_SAVE
 
 

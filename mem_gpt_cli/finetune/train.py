@@ -17,6 +17,7 @@ from mem_gpt_cli.finetune.run import Finished, Run, Watcher
 from mem_gpt_cli.profile.exhaustion import exhausted, ran_out_of_memory
 from mem_gpt_cli.quantization.saved import as_saved
 from mem_gpt_cli.recipe.schema import Recipe
+from mem_gpt_cli.report.csv import refuse_other_columns
 from mem_gpt_cli.report.sizes import render_bytes
 
 
@@ -35,7 +36,7 @@ def refuse_at_once(recipe: Recipe, out: Path, *, resume: bool = False, csv: Path
     """
     if csv is not None:
         _refuse_unwritable("--csv", csv)
-        _refuse_other_columns(csv)
+        refuse_other_columns(csv, FINETUNE_COLUMNS)
     _refuse_unwritable("--out", out)
     folder = RunFolder(out, recipe.finetune.keep_checkpoints)
     began = folder.asked if out.is_dir() else None
@@ -54,22 +55,6 @@ def _refuse_unwritable(flag: str, path: Path) -> None:
         raise UsageError(f"{flag} {path} cannot be: {there} is no folder: name another place")
     if not os.access(there, os.W_OK):
         raise UsageError(f"{flag} {path} cannot be written to: permission denied: name another place")
-
-
-def _refuse_other_columns(csv: Path) -> None:
-    header = ",".join(FINETUNE_COLUMNS).encode() + b"\n"
-    try:
-        with csv.open("rb") as file:
-            found = file.read(len(header))
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise UsageError(f"cannot append to {csv}: {error.strerror}") from error
-    if not header.startswith(found):  # a part of it is one that a killed writer left, and is mended
-        raise UsageError(
-            f"{csv} has other columns than this command writes: "
-            "give another --csv path, or move the file away"
-        )
 
 
 def train(job: Job, watcher: Watcher, *, resume: bool = False) -> Account | None:

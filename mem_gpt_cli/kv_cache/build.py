@@ -22,7 +22,8 @@ def new_cache(model: torch.nn.Module, recipe: Recipe) -> Any:
     transformers makes of the model's config has it.
 
     Raises:
-        UnsupportedError: for a model whose layers no such cache of transformers can hold.
+        UnsupportedError: for a model whose layers no such cache of transformers can hold, or a transformers
+            that has none.
         EnvironmentUnavailableError: where the package that the format needs is not installed.
     """
     kind = recipe.kv_cache.kind
@@ -68,7 +69,7 @@ def _want_fp8() -> None:
     from transformers import cache_utils
 
     if not hasattr(cache_utils, "Fp8QuantizedLayer"):
-        raise EnvironmentUnavailableError(
+        raise UnsupportedError(
             f"kv_cache.format: transformers {transformers.__version__} has no fp8 cache, newer ones (5.23) "
             "have it: update transformers, or choose another cache"
         )

@@ -142,6 +142,24 @@ def append_row(path: Path, columns: Sequence[str], row: Mapping[str, Any]) -> No
         raise UsageError(f"cannot append to {path}: {error.strerror}") from error
 
 
+def refuse_other_columns(path: Path, columns: Sequence[str]) -> None:
+    """Pass a file that rows can be appended to, or none: before there are any.
+
+    Raises:
+        UsageError: if the file's header is another one, or the file cannot be read.
+    """
+    header = _line(columns)
+    try:
+        with path.open("rb") as file:
+            found = file.read(len(header))
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise UsageError(f"cannot append to {path}: {error.strerror}") from error
+    if not header.startswith(found):  # a part of it is one that a killed writer left, and is mended
+        raise _other_columns(path)
+
+
 def read_rows(path: Path) -> list[dict[str, str]]:
     """The whole rows of a file; a last line without its end is left out.
 
@@ -166,13 +184,16 @@ def _mended_length(file: int, path: Path, header: bytes) -> int:
     elif found == header:
         whole = whole_length(file, size)
     else:
-        raise UsageError(
-            f"{path} has other columns than this command writes: "
-            "give another --csv path, or move the file away"
-        )
+        raise _other_columns(path)
     if whole < size:
         os.ftruncate(file, whole)
     return whole
+
+
+def _other_columns(path: Path) -> UsageError:
+    return UsageError(
+        f"{path} has other columns than this command writes: give another --csv path, or move the file away"
+    )
 
 
 def _line(cells: Sequence[str]) -> bytes:
