@@ -222,8 +222,13 @@ def test_a_result_that_was_spoilt_is_made_anew(run: Run, finished: Path, over: P
     assert alike(over, finished)
 
 
-OVERFLOWING = ("--lr", "1e38", "--set", "optimizer.weight_decay=3", "--set", "finetune.schedule=constant")
-"""The first step's loss is a number, and the weights after it are not: 1 - 3e38 - 1e38 is -inf."""
+OVERFLOWING = (
+    *("--lr", "3e38", "--set", "optimizer.name=sgd", "--set", "optimizer.weight_decay=1000"),
+    *("--set", "finetune.schedule=constant"),
+)
+"""The first step's loss is a number, and the weights after it are not: weight decay makes each gradient
+larger than the 1.1 that 3e38 may be multiplied by.
+"""
 
 
 def test_weights_that_are_no_numbers_are_neither_kept_nor_saved(run: Run, tmp_path: Path) -> None:
