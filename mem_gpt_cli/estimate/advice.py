@@ -65,7 +65,7 @@ def advice(recipe: Recipe, report: MemoryReport, *, every: bool = False) -> tupl
     """
     source = source_of(recipe)
     recipe = as_saved(recipe, source)
-    trial = Trial(recipe, windowed(source.architecture, recipe), is_packed(recipe, source), report)
+    trial = Trial.begin(recipe, windowed(source.architecture, recipe), is_packed(recipe, source), report)
     training = recipe.task == "training"
     changes = list(_training(recipe, report.peak.name) if training else _inference(recipe))
     found: list[Advice] = []
@@ -85,12 +85,24 @@ def advice(recipe: Recipe, report: MemoryReport, *, every: bool = False) -> tupl
 
 
 class Trial(NamedTuple):
-    """A recipe with its estimate; ``packed`` says that its weights come quantized from a folder."""
+    """A recipe with its estimate; ``packed`` says that its weights come quantized from a folder.
+
+    ``peak_bytes`` is the peak as changes are measured by: on a card blocks are as large as what is in them.
+    """
 
     recipe: Recipe
     architecture: Architecture
     packed: bool
     report: MemoryReport
+    peak_bytes: int
+
+    @classmethod
+    def begin(cls, recipe: Recipe, architecture: Architecture, packed: bool, report: MemoryReport) -> Trial:
+        """The recipe as it stands, which all changes are held against."""
+        if recipe.device.type == "cpu":
+            return cls(recipe, architecture, packed, report, report.allocated_bytes)
+        walked = _walk(architecture, recipe, packed=packed)
+        return cls(recipe, architecture, packed, report, _peak_bytes(walked))
 
     def of(self, change: Change) -> Advice | None:
         """What a change saves, by the formula; ``None`` where that is little, or a lens would refuse it."""
@@ -105,7 +117,7 @@ class Trial(NamedTuple):
             walked = _walk(self.architecture, recipe, packed=self.packed)
         except MemgptError:
             return None
-        saved = self.report.allocated_bytes - max(moment.total for moment in walked.peaks.values())
+        saved = self.peak_bytes - _peak_bytes(walked)
         return Advice(change.name, change.set, saved, change.price) if saved >= least else None
 
 
@@ -124,6 +136,10 @@ def changed(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:
     return recipe.model_copy(
         update={name: getattr(recipe, name).model_copy(update=part) for name, part in sections.items()}
     )
+
+
+def _peak_bytes(walked: Walk) -> int:
+    return max(moment.total for moment in walked.peaks.values())
 
 
 def _walk(architecture: Architecture, recipe: Recipe, *, packed: bool) -> Walk:
