@@ -164,7 +164,7 @@ def _around() -> tuple[inspect.Parameter, ...]:
         _parameter(
             "set_",
             list[str],
-            _option("--set", "Any recipe key, e.g. workload.steps=3; may be repeated.", "KEY=VALUE"),
+            _option("--set", "Any recipe key, e.g. model.dropout=0; may be repeated.", "KEY=VALUE"),
         ),
         _parameter(
             "json", bool, typer.Option("--json", help="Print one JSON object and nothing else."), False
