@@ -6,12 +6,12 @@ import csv
 import json
 import math
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from finetuned import SIZES, Run
 
 from mem_gpt_cli.cli import main as cli
 from mem_gpt_cli.finetune.data import batches, load_data
@@ -25,21 +25,6 @@ from mem_gpt_cli.recipe import Recipe, recipe_of
 from mem_gpt_cli.workload import Unobserved
 from mem_gpt_cli.workload.training import Batch, Training
 
-Run = Callable[..., tuple[int, str, str]]
-SIZES = (
-    "--data",
-    "sample",
-    "--batch",
-    "2",
-    "--seq",
-    "32",
-    "--steps",
-    "3",
-    "--set",
-    "finetune.evaluate_tokens=256",
-    "--set",
-    "device.threads=1",
-)
 CPU = torch.device("cpu")
 
 

@@ -3,28 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from finetuned import SIZES, Run
 
 from mem_gpt_cli.cli import main as cli
-
-Run = Callable[..., tuple[int, str, str]]
-SIZES = (
-    "--data",
-    "sample",
-    "--batch",
-    "2",
-    "--seq",
-    "32",
-    "--steps",
-    "3",
-    "--set",
-    "finetune.evaluate_tokens=256",
-    "--set",
-    "device.threads=1",
-)
 
 
 @pytest.fixture
